@@ -1,0 +1,1 @@
+"""redi: trajectory retrieval for diffusion models."""
