@@ -1,0 +1,93 @@
+"""Owns the rule that decides jump or abstain; must not know files or pipelines."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from redi.errors import RetrievalError
+
+
+@dataclass(frozen=True)
+class Gate:
+    """How near the nearest neighbour must be for an image to jump.
+
+    Args:
+        max_distance: Largest L2 distance, in the units of the latents; beyond it the image abstains.
+        quantile: The same as a quantile (0 to 1) of the base's own leave-one-out distances: 0.9 lets pass what is as
+            near as nine tenths of the base's entries are to each other. Resolve it with :meth:`resolve` first.
+            Name one of the two; with neither, every image that has a neighbour jumps.
+
+    Raises:
+        RetrievalError: Both are given, or one is out of range.
+    """
+
+    max_distance: float | None = None
+    quantile: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_distance is not None and self.quantile is not None:
+            raise RetrievalError(
+                f"max_distance={self.max_distance!r} and quantile={self.quantile!r}", expected="one of the two"
+            )
+        if self.max_distance is not None and not self.max_distance >= 0:
+            raise RetrievalError(f"max_distance={self.max_distance!r}", expected="a distance of at least 0")
+        if self.quantile is not None and not 0 <= self.quantile <= 1:
+            raise RetrievalError(f"quantile={self.quantile!r}", expected="a number from 0 to 1")
+
+    def threshold(self, leave_one_out: Tensor | None = None) -> float:
+        """Return the largest distance that jumps; infinity if there is no limit.
+
+        Args:
+            leave_one_out: (n) distance of every entry to its nearest other entry of the same noise; infinite for an
+                entry that has none, which is left out. Needed for a quantile only.
+
+        Raises:
+            RetrievalError: A quantile is asked of a base that has no leave-one-out distances.
+        """
+        if self.max_distance is not None:
+            return self.max_distance
+        if self.quantile is None:
+            return math.inf
+        known = torch.empty(0) if leave_one_out is None else leave_one_out.detach().flatten().cpu()
+        known = known[torch.isfinite(known)].double()
+        if len(known) == 0:
+            raise RetrievalError(
+                f"quantile={self.quantile} of a knowledge base without leave-one-out distances",
+                expected="a finished base in which two entries share a noise",
+                fix="finish the build, or give max_distance as a number",
+            )
+        # numpy's "linear" quantile; torch.quantile refuses more than 16M elements
+        ordered = known.sort().values
+        position = self.quantile * (len(ordered) - 1)
+        below = math.floor(position)
+        above = min(below + 1, len(ordered) - 1)
+        return float(torch.lerp(ordered[below], ordered[above], position - below))
+
+    def resolve(self, leave_one_out: Tensor | None = None) -> Gate:
+        """Return the gate with its quantile replaced by the distance that it means for one base."""
+        return self if self.quantile is None else Gate(max_distance=self.threshold(leave_one_out))
+
+    def decide(self, distance: float) -> str | None:
+        """Return why an image whose nearest neighbour is this far abstains, or None if it jumps.
+
+        Args:
+            distance: L2 to the nearest neighbour; infinity if there is none.
+
+        Raises:
+            RetrievalError: The gate's quantile has not been resolved.
+        """
+        if self.quantile is not None:
+            raise RetrievalError(
+                f"a gate of quantile={self.quantile} that has no distance yet", fix="call resolve(leave_one_out) first"
+            )
+        if math.isnan(distance):
+            return "the distance to the nearest neighbour is not a number"
+        if math.isinf(distance):
+            return "no neighbour"
+        if self.max_distance is not None and distance > self.max_distance:
+            return f"too far: nearest neighbour at {distance:.4g}, limit {self.max_distance:.4g}"
+        return None

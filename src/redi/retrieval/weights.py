@@ -1,0 +1,279 @@
+"""Owns how neighbours become weights and a value (Algorithm 2's w*); must not know files or pipelines.
+
+Axes: ``h`` neighbours, ``b`` images, ``...`` the shape of one latent (flattened inside, its axes have no meaning
+here). Arithmetic is float64; the Gram matrix of the keys is formed where the keys live, the (h, h) systems are solved
+on the CPU, where they cost microseconds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from redi.errors import RetrievalError
+
+RESOLUTION = 1e-6
+"""Directions of the keys weaker than this, relative to the keys' size, are rounding (fp16 differences), not signal."""
+
+
+@dataclass(frozen=True, eq=False)
+class Combination:
+    """What a combiner makes of one query and its neighbours.
+
+    Attributes:
+        weights: (h) float64 on the CPU, in the order of the neighbours.
+        values: (...) float32 on the device of the values: the sum of weight x value, the latent to go on from.
+        residual: What the weights leave of the query, ``||q - sum w key|| / ||q - mean key||``: 0 is an exact
+            combination, 1 is no better than the plain mean of the neighbours.
+        condition_number: Largest over smallest singular value (for kriging: eigenvalue) that was used in the solve;
+            1.0 where nothing was solved.
+        variance: Kriging's variance as a fraction of the prior's (0 at a key, about 1 far from all keys); None for
+            combiners that have none.
+    """
+
+    weights: Tensor
+    values: Tensor
+    residual: float
+    condition_number: float
+    variance: float | None = None
+
+    @property
+    def weight_sum(self) -> float:
+        """Sum of the weights; far below 1 means that the combination shrinks towards zero."""
+        return float(self.weights.sum())
+
+
+@runtime_checkable
+class Combiner(Protocol):
+    """The rule from neighbours to weights; pass your own object with these two members wherever a name is taken."""
+
+    @property
+    def default_neighbors(self) -> int:
+        """Neighbours (h) to retrieve when the caller names no number."""
+        ...
+
+    def combine(self, query: Tensor, keys: Tensor, values: Tensor) -> Combination:
+        """Combine ``values`` (h, ...) by how ``keys`` (h, ...) explain ``query`` (...); nearest neighbour first.
+
+        Raises:
+            RetrievalError: Shapes disagree, h is 0, or a number is not finite.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class LeastSquares:
+    """The paper's weights (Algorithm 2): ``argmin_w ||q - sum w key||``, unconstrained, least norm if not unique.
+
+    Args:
+        resolution: Singular values of the keys below ``resolution`` x the Frobenius norm of the keys count as zero,
+            so that identical or nearly identical keys share a weight instead of fighting with huge ones.
+    """
+
+    resolution: float = RESOLUTION
+    default_neighbors: int = 2
+
+    def combine(self, query: Tensor, keys: Tensor, values: Tensor) -> Combination:
+        """See :meth:`Combiner.combine`."""
+        q, k = _flat(query, keys, values)
+        weights, condition = _least_norm(k, q, self.resolution * float(k.norm()))
+        return _combined(weights, q, k, values, condition)
+
+
+@dataclass(frozen=True)
+class Affine:
+    """Least squares with weights that sum to one: the point of the keys' affine hull that is nearest to the query.
+
+    Of several solutions it takes the one nearest to equal weights. ``resolution`` as in :class:`LeastSquares`.
+    """
+
+    resolution: float = RESOLUTION
+    default_neighbors: int = 4
+
+    def combine(self, query: Tensor, keys: Tensor, values: Tensor) -> Combination:
+        """See :meth:`Combiner.combine`."""
+        q, k = _flat(query, keys, values)
+        mean = k.mean(0)
+        shift, condition = _least_norm(k - mean, q - mean, self.resolution * float(k.norm()))
+        # The least-norm shift sums to zero up to rounding, because the centred keys do; remove the rounding too.
+        return _combined(1 / len(k) + shift - shift.mean(), q, k, values, condition)
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The nearest neighbour's value, unchanged (H = 1 without scaling)."""
+
+    default_neighbors: int = 1
+
+    def combine(self, query: Tensor, keys: Tensor, values: Tensor) -> Combination:
+        """See :meth:`Combiner.combine`; the nearest key is measured, not taken to be the first."""
+        q, k = _flat(query, keys, values)
+        weights = torch.zeros(len(k), dtype=torch.float64)
+        weights[int((k - q).norm(dim=1).argmin())] = 1.0
+        return _combined(weights, q, k, values, 1.0)
+
+
+@dataclass(frozen=True)
+class Kriging:
+    """Ordinary kriging: the Gaussian-process mean with an unknown constant trend, so the weights sum to one.
+
+    Solves ``[K + nugget I, 1; 1', 0] [w; mu] = [k; 1]`` with the kernel ``exp(-r^2 / (2 bandwidth^2))``.
+
+    Args:
+        nugget: Noise variance of the keys relative to the kernel's 1; also what keeps the system well conditioned.
+        bandwidth: The kernel's bandwidth in units of the median distance from the query to its neighbours.
+    """
+
+    nugget: float = 1e-3
+    bandwidth: float = 1.0
+    default_neighbors: int = 64
+
+    def __post_init__(self) -> None:
+        if not (self.nugget > 0 and self.bandwidth > 0):
+            raise RetrievalError(
+                f"kriging with nugget={self.nugget!r}, bandwidth={self.bandwidth!r}", expected="positive numbers"
+            )
+
+    def combine(self, query: Tensor, keys: Tensor, values: Tensor) -> Combination:
+        """See :meth:`Combiner.combine`."""
+        q, k = _flat(query, keys, values)
+        offsets = k - q
+        gram = (offsets @ offsets.T).cpu()
+        to_query = gram.diagonal()
+        between = (to_query[:, None] + to_query[None, :] - 2 * gram).clamp_min(0).fill_diagonal_(0)
+        scale = self.bandwidth * float(to_query.sqrt().median())
+        if scale == 0:  # at least half of the keys are the query itself
+            scale = self.bandwidth * float(to_query.sqrt().mean()) or 1.0
+        kernel = torch.exp(-between / (2 * scale**2)) + self.nugget * torch.eye(len(k), dtype=torch.float64)
+        towards = torch.exp(-to_query / (2 * scale**2))
+        factor, failed = torch.linalg.cholesky_ex(kernel)
+        if bool(failed):
+            raise RetrievalError(
+                f"kriging of {len(k)} neighbours with nugget={self.nugget} cannot be solved", fix="raise the nugget"
+            )
+        ones = torch.ones_like(towards)
+        solved = torch.cholesky_solve(torch.stack([towards, ones], 1), factor)
+        trend = float((solved[:, 0].sum() - 1) / solved[:, 1].sum())
+        weights = solved[:, 0] - trend * solved[:, 1]
+        variance = max(0.0, 1 - float(weights @ towards) - trend)
+        eigenvalues = torch.linalg.eigvalsh(kernel)
+        return _combined(weights, q, k, values, float(eigenvalues[-1] / eigenvalues[0]), variance)
+
+
+COMBINERS: Mapping[str, Callable[[], Combiner]] = MappingProxyType(
+    {"least-squares": LeastSquares, "affine": Affine, "nearest": Nearest, "kriging": Kriging}
+)
+"""The combiners that can be chosen by name; "least-squares" is the paper's."""
+
+
+def combiner(choice: str | Combiner) -> Combiner:
+    """Return the combiner of that name, or the given object if it already is one.
+
+    Raises:
+        RetrievalError: The name is unknown, or the object has not the two members of :class:`Combiner`.
+    """
+    if isinstance(choice, str):
+        if choice in COMBINERS:
+            return COMBINERS[choice]()
+        raise RetrievalError(
+            f"combiner {choice!r}", expected=f"one of {', '.join(COMBINERS)}, or an object of your own"
+        )
+    if isinstance(choice, type) or not isinstance(choice, Combiner):
+        raise RetrievalError(
+            f"combiner {choice!r}",
+            expected="an object with combine(query, keys, values) and default_neighbors",
+            fix=f"name one of {', '.join(COMBINERS)}, or pass an instance",
+        )
+    return choice
+
+
+def combine_batch(
+    rule: Combiner, queries: Tensor, keys: Sequence[Tensor] | Tensor, values: Sequence[Tensor] | Tensor, rows: Tensor
+) -> list[Combination | None]:
+    """Combine every image of a batch alone.
+
+    Args:
+        rule: The combiner.
+        queries: (b, ...) any float dtype.
+        keys: (b, h, ...), or b tensors of it.
+        values: (b, h, ...), or b tensors of it.
+        rows: (b, h) integer; negative marks padding, whose keys and values are not read.
+
+    Returns:
+        One combination per image, its weights over the neighbours that exist; None where none exists.
+
+    Raises:
+        RetrievalError: As :meth:`Combiner.combine`.
+    """
+    results: list[Combination | None] = []
+    for query, near, far, row in zip(queries, keys, values, rows, strict=True):
+        exists = row >= 0
+        if not bool(exists.any()):
+            results.append(None)
+            continue
+        results.append(rule.combine(query, near[exists.to(near.device)], far[exists.to(far.device)]))
+    return results
+
+
+def _flat(query: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Check one query against its neighbours and return it as (d) and the keys as (h, d), both float64."""
+    if keys.ndim < 1 or len(keys) == 0 or keys.shape[1:] != query.shape or len(values) != len(keys):
+        raise RetrievalError(
+            f"query {tuple(query.shape)}, keys {tuple(keys.shape)}, values {tuple(values.shape)}",
+            expected="query (...), keys (h, ...) and values (h, ...) of at least one neighbour",
+        )
+    for name, tensor in (("query", query), ("keys", keys), ("values", values)):
+        if not bool(torch.isfinite(tensor).all()):
+            raise RetrievalError(
+                f"the {name} hold NaN or infinity" if name != "query" else "the query holds NaN or infinity",
+                expected="finite latents",
+                fix="look for an overflow of half precision in the model, or verify the knowledge base",
+            )
+    device = torch.device("cpu") if keys.device.type == "mps" else keys.device  # mps has no float64
+    return query.to(device).double().flatten(), keys.to(device).double().flatten(1)
+
+
+def _least_norm(matrix: Tensor, target: Tensor, cutoff: float) -> tuple[Tensor, float]:
+    """Return the least-norm w (h) of ``min ||target - w @ matrix||`` and the condition number of the part used.
+
+    The Gram matrix squares the condition number, so one step of refinement on the residual follows (the corrected
+    semi-normal equations), which gives back what the squaring lost.
+    """
+    eigenvalues, vectors = torch.linalg.eigh((matrix @ matrix.T).cpu())
+    used = eigenvalues > max(cutoff**2, torch.finfo(torch.float64).tiny)
+    if not bool(used.any()):
+        return torch.zeros(len(matrix), dtype=torch.float64), 1.0
+    strengths, basis = eigenvalues[used], vectors[:, used]
+
+    def solve(rest: Tensor) -> Tensor:
+        solved: Tensor = basis @ ((basis.T @ (matrix @ rest).cpu()) / strengths)
+        return solved
+
+    weights = solve(target)
+    weights = weights + solve(target - weights.to(matrix.device) @ matrix)
+    return weights, math.sqrt(float(strengths[-1] / strengths[0]))
+
+
+def _combined(
+    weights: Tensor, query: Tensor, keys: Tensor, values: Tensor, condition: float, variance: float | None = None
+) -> Combination:
+    """Apply weights (h) to the values and measure what they leave of the query."""
+    left = float((query - weights.to(keys.device) @ keys).norm())
+    # Where the query is the mean itself, rounding is compared with rounding: the floor keeps 0/0 at 0.
+    floor = 1e-9 * max(float(query.norm()), float(keys.norm()))
+    scale = max(float((query - keys.mean(0)).norm()), floor)
+    device = torch.device("cpu") if values.device.type == "mps" else values.device
+    mixed = torch.tensordot(weights.to(device), values.to(device).double(), dims=1)
+    return Combination(
+        weights=weights,
+        values=mixed.to(values.device, torch.float32) if device == values.device else mixed.float().to(values.device),
+        residual=left / scale if scale > 0 else 0.0,
+        condition_number=condition,
+        variance=variance,
+    )

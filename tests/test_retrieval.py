@@ -1,0 +1,438 @@
+"""Claims about weights, gate and reports."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from redi.errors import InputError, RetrievalError
+from redi.retrieval import (
+    COMBINERS,
+    Affine,
+    Combination,
+    Gate,
+    Kriging,
+    LeastSquares,
+    Nearest,
+    Neighbor,
+    Report,
+    combine_batch,
+    combiner,
+    format_reports,
+)
+
+EVERY = sorted(COMBINERS)
+SUMMING_TO_ONE = [name for name in EVERY if name != "least-squares"]
+
+
+def randn(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def problem(seed: int, h: int, d: int = 48, spread: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys around a common point, as latents that share their noise are, and a query among them."""
+    common = 10 * randn(seed, d)
+    return common + spread * randn(seed + 1, d), common + spread * randn(seed + 2, h, d), randn(seed + 3, h, d)
+
+
+# --- least squares: the paper's weights ---
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 12), st.integers(1, 40))
+def test_least_squares_equals_numpy_lstsq(seed: int, h: int, d: int) -> None:
+    query, keys, values = randn(seed, d), randn(seed + 1, h, d), randn(seed + 2, h, d)
+    expected, *_ = np.linalg.lstsq(keys.double().numpy().T, query.double().numpy(), rcond=1e-6)
+    result = LeastSquares().combine(query, keys, values)
+    np.testing.assert_allclose(result.weights.numpy(), expected, rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(
+        result.values.numpy(), expected @ values.double().numpy(), rtol=1e-5, atol=1e-5 * abs(expected).max()
+    )
+
+
+def test_least_squares_leaves_a_residual_orthogonal_to_every_key() -> None:
+    query, keys, values = problem(1, h=5)
+    weights = LeastSquares().combine(query, keys, values).weights
+    rest = query.double() - weights @ keys.double()
+    assert float((keys.double() @ rest).abs().max()) < 1e-9
+
+
+def test_least_squares_of_independent_noise_shrinks_to_nothing() -> None:
+    """Design fact 1: without shared noise the weights do not sum to one, and the report shows it."""
+    result = LeastSquares().combine(randn(1, 16384), randn(2, 2, 16384), randn(3, 2, 16384))
+    assert abs(result.weight_sum) < 0.1
+
+
+def test_least_squares_survives_keys_that_differ_by_a_thousandth() -> None:
+    """An early key step: differences of 1e-3 around a large common part still decide the weights."""
+    common = 128 * torch.nn.functional.normalize(randn(0, 16384), dim=0)
+    differences = 1e-3 * randn(1, 2, 16384)
+    keys = common + differences
+    query = common + 0.3 * differences[0] + 0.7 * differences[1]
+    result = LeastSquares().combine(query, keys, keys)
+    torch.testing.assert_close(result.weights, torch.tensor([0.3, 0.7]).double(), rtol=0, atol=1e-3)
+
+
+# --- the other rules ---
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 20), st.integers(1, 40))
+def test_affine_and_kriging_and_nearest_weights_sum_to_one(seed: int, h: int, d: int) -> None:
+    query, keys, values = problem(seed, h, d)
+    for name in SUMMING_TO_ONE:
+        assert combiner(name).combine(query, keys, values).weight_sum == pytest.approx(1, abs=1e-9)
+
+
+def test_affine_equals_the_solution_of_its_lagrangian_system() -> None:
+    query, keys, values = problem(2, h=6)
+    k, q = keys.double(), query.double()
+    system = torch.zeros(7, 7, dtype=torch.float64)
+    system[:6, :6], system[6, :6], system[:6, 6] = k @ k.T, 1, 1
+    expected = torch.linalg.solve(system, torch.cat([k @ q, torch.ones(1).double()]))[:6]
+    torch.testing.assert_close(Affine().combine(query, keys, values).weights, expected, rtol=1e-6, atol=1e-8)
+
+
+def test_affine_and_kriging_do_not_see_a_shift_of_all_keys() -> None:
+    query, keys, values = problem(3, h=8)
+    shift = 5 * randn(9, 48)
+    for rule in (Affine(), Kriging()):
+        here, there = rule.combine(query, keys, values), rule.combine(query + shift, keys + shift, values)
+        torch.testing.assert_close(here.weights, there.weights, rtol=1e-3, atol=1e-4)
+
+
+def test_nearest_hands_back_the_nearest_value_unchanged() -> None:
+    query, keys, values = problem(4, h=5)
+    result = Nearest().combine(query, keys, values)
+    assert torch.equal(result.values, values[(keys - query).norm(dim=1).argmin()])
+
+
+def test_kriging_equals_the_textbook_system() -> None:
+    query, keys, values = problem(5, h=10)
+    q, k = query.double().numpy(), keys.double().numpy()
+    distances = np.linalg.norm(k - q, axis=1)
+    bandwidth = float(torch.tensor(distances).median())
+    kernel = np.exp(-((k[:, None] - k[None]) ** 2).sum(-1) / (2 * bandwidth**2)) + 1e-3 * np.eye(10)
+    towards = np.exp(-(distances**2) / (2 * bandwidth**2))
+    system = np.block([[kernel, np.ones((10, 1))], [np.ones((1, 10)), np.zeros((1, 1))]])
+    solution = np.linalg.solve(system, np.append(towards, 1))
+    result = Kriging().combine(query, keys, values)
+    np.testing.assert_allclose(result.weights.numpy(), solution[:10], rtol=1e-8, atol=1e-10)
+    assert result.variance == pytest.approx(1 - solution[:10] @ towards - solution[10])
+
+
+def test_kriging_knows_when_it_does_not_know() -> None:
+    _, keys, values = problem(6, h=16)
+    at_a_key = Kriging().combine(keys[3], keys, values)
+    between = Kriging().combine(keys.mean(0), keys, values)
+    assert at_a_key.variance is not None
+    assert between.variance is not None
+    assert at_a_key.variance < 0.01
+    assert between.variance > at_a_key.variance
+    torch.testing.assert_close(at_a_key.values, values[3], rtol=0, atol=0.02)
+
+
+def test_kriging_regresses_a_smooth_map_better_than_the_nearest_neighbour() -> None:
+    mixing = randn(7, 6, 12) / 2
+    keys = randn(8, 300, 6)
+    query = randn(9, 6) / 2
+    order = (keys - query).norm(dim=1).argsort()[:64]
+    truth, values = torch.tanh(query @ mixing), torch.tanh(keys[order] @ mixing)
+    errors = {
+        name: float((combiner(name).combine(query, keys[order], values).values - truth).norm())
+        for name in ("kriging", "nearest")
+    }
+    assert errors["kriging"] < 0.5 * errors["nearest"]
+
+
+# --- what holds for all of them ---
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_query_that_is_in_the_base_gets_its_own_value(name: str) -> None:
+    _, keys, values = problem(10, h=4)
+    result = combiner(name).combine(keys[2], keys, values)
+    tolerance = 2e-2 if name == "kriging" else 1e-5
+    torch.testing.assert_close(result.values, values[2], rtol=0, atol=tolerance)
+    assert result.residual < tolerance
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_identical_keys_share_their_weight(name: str) -> None:
+    query, keys, values = problem(11, h=1)
+    result = combiner(name).combine(query, keys.expand(5, -1), values.expand(5, -1))
+    scale = result.weight_sum
+    assert scale == pytest.approx(1, abs=0.1)
+    torch.testing.assert_close(result.values, scale * values[0], rtol=1e-5, atol=1e-6)
+    if name != "nearest":
+        torch.testing.assert_close(
+            result.weights, torch.full((5,), scale / 5, dtype=torch.float64), rtol=1e-9, atol=1e-12
+        )
+    assert math.isfinite(result.condition_number)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_nearly_identical_keys_do_not_get_huge_weights(name: str) -> None:
+    query, keys, values = problem(12, h=1)
+    twins = torch.cat([keys, keys * (1 + 1e-7), keys * (1 - 1e-7)])
+    assert float(combiner(name).combine(query, twins, values.expand(3, -1)).weights.abs().max()) < 2
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_all_keys_equal_to_the_query_leave_nothing(name: str) -> None:
+    query, _, values = problem(13, h=3)
+    result = combiner(name).combine(query, query.expand(3, -1), values.expand(3, -1).clone())
+    assert result.residual < 1e-5
+    assert result.weight_sum == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_zero_query_and_zero_keys_stay_finite(name: str) -> None:
+    _, keys, values = problem(14, h=3)
+    for near in (keys, torch.zeros_like(keys)):
+        result = combiner(name).combine(torch.zeros(48), near, values)
+        assert torch.isfinite(result.weights).all()
+        assert torch.isfinite(result.values).all()
+        assert math.isfinite(result.residual)
+        assert math.isfinite(result.condition_number)
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("h", [1, 2, 64])
+def test_any_number_of_neighbours_combines_also_more_than_dimensions(name: str, h: int) -> None:
+    query, keys, values = problem(15, h=h, d=8)
+    result = combiner(name).combine(query, keys, values)
+    assert result.weights.shape == (h,)
+    assert torch.isfinite(result.values).all()
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("where", ["query", "keys", "values"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_number_that_is_not_finite_is_refused(name: str, where: str, bad: float) -> None:
+    parts = dict(zip(("query", "keys", "values"), problem(16, h=3), strict=True))
+    parts[where].view(-1)[5] = bad
+    with pytest.raises(RetrievalError, match=where):
+        combiner(name).combine(**parts)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_shapes_that_disagree_and_no_neighbours_are_refused(name: str) -> None:
+    query, keys, values = problem(17, h=3)
+    for wrong in ((query[:-1], keys, values), (query, keys[:0], values[:0]), (query, keys, values[:2])):
+        with pytest.raises(RetrievalError, match="at least one neighbour"):
+            combiner(name).combine(*wrong)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_latents_keep_their_shape_and_half_precision_is_computed_in_full(name: str) -> None:
+    query, keys, values = randn(18, 4, 8, 8), randn(19, 3, 4, 8, 8), randn(20, 3, 4, 8, 8)
+    full = combiner(name).combine(query.half().float(), keys.half().float(), values.half().float())
+    half = combiner(name).combine(query.half(), keys.half(), values.half())
+    assert half.values.shape == (4, 8, 8)
+    assert half.values.dtype == torch.float32
+    assert half.weights.dtype == torch.float64
+    assert torch.equal(full.values, half.values)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_each_image_of_a_batch_is_combined_alone(name: str) -> None:
+    rule = combiner(name)
+    problems = [problem(seed, h=4) for seed in (21, 31, 41)]
+    queries, keys, values = (torch.stack(parts) for parts in zip(*problems, strict=True))
+    results = combine_batch(rule, queries, keys, values, torch.arange(12).reshape(3, 4))
+    for result, parts in zip(results, problems, strict=True):
+        assert result is not None
+        assert torch.equal(result.values, rule.combine(*parts).values)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_padding_is_not_read(name: str) -> None:
+    query, keys, values = problem(22, h=4)
+    keys[2:], values[2:] = math.nan, math.nan
+    batch = [part.unsqueeze(0).expand(2, *part.shape) for part in (query, keys, values)]
+    padded, empty = combine_batch(combiner(name), *batch, torch.tensor([[7, 3, -1, -1], [-1, -1, -1, -1]]))
+    assert padded is not None
+    assert torch.equal(padded.values, combiner(name).combine(query, keys[:2], values[:2]).values)
+    assert empty is None
+
+
+def test_residual_is_one_where_the_weights_are_no_better_than_the_mean() -> None:
+    query, keys, values = problem(23, h=1)
+    assert Affine().combine(query, keys, values).residual == pytest.approx(1)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 12))
+def test_least_squares_leaves_least_and_affine_no_more_than_the_mean(seed: int, h: int) -> None:
+    parts = problem(seed, h, d=20)
+    free, affine = LeastSquares().combine(*parts).residual, Affine().combine(*parts).residual
+    assert free <= affine + 1e-6 <= 1 + 2e-6
+
+
+def test_condition_number_is_that_of_the_keys() -> None:
+    query, keys, values = problem(24, h=5)
+    expected = np.linalg.cond(keys.double().numpy())
+    assert LeastSquares().combine(query, keys, values).condition_number == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_users_own_object_is_a_combiner() -> None:
+    class Mean:
+        default_neighbors = 3
+
+        def combine(self, query: Tensor, keys: Tensor, values: Tensor) -> Combination:
+            return Combination(torch.full((len(keys),), 1 / len(keys)), values.mean(0), 1.0, 1.0)
+
+    assert combiner(mine := Mean()) is mine
+
+
+@pytest.mark.parametrize("choice", ["least_squares", 3, Kriging])
+def test_an_unknown_combiner_is_refused_with_the_names(choice: object) -> None:
+    with pytest.raises(RetrievalError, match="kriging"):
+        combiner(choice)  # type: ignore[arg-type]
+
+
+def test_kriging_refuses_a_nugget_of_zero_or_too_small_for_its_keys() -> None:
+    with pytest.raises(RetrievalError, match="nugget"):
+        Kriging(nugget=0)
+    query, keys, values = problem(25, h=1)
+    with pytest.raises(RetrievalError, match="raise the nugget"):
+        Kriging(nugget=1e-30).combine(query, keys.expand(4, -1), values.expand(4, -1))
+
+
+# --- gate ---
+
+
+def test_gate_without_limits_lets_every_neighbour_pass() -> None:
+    assert Gate().threshold() == math.inf
+    assert Gate().decide(1e9) is None
+
+
+def test_gate_decides_at_its_distance() -> None:
+    gate = Gate(max_distance=2.0)
+    assert gate.decide(2.0) is None
+    assert gate.decide(2.1) == "too far: nearest neighbour at 2.1, limit 2"
+
+
+def test_gate_of_distance_zero_lets_only_the_same_key_pass() -> None:
+    assert Gate(max_distance=0).decide(0.0) is None
+    assert Gate(max_distance=0).decide(1e-6) is not None
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=50), st.floats(0, 1))
+def test_gate_quantile_is_numpys(distances: list[float], quantile: float) -> None:
+    expected = np.quantile(np.array(distances), quantile)
+    measured = Gate(quantile=quantile).threshold(torch.tensor(distances, dtype=torch.float64))
+    assert measured == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+def test_gate_quantile_leaves_entries_without_a_neighbour_out() -> None:
+    assert Gate(quantile=1.0).threshold(torch.tensor([1.0, math.inf, 3.0])) == 3
+
+
+def test_gate_resolves_its_quantile_to_a_distance() -> None:
+    gate = Gate(quantile=0.5).resolve(torch.tensor([1.0, 2.0, 3.0]))
+    assert gate == Gate(max_distance=2.0)
+    assert gate.resolve() == gate
+
+
+@pytest.mark.parametrize("distances", [None, torch.empty(0), torch.tensor([math.inf])])
+def test_gate_quantile_needs_distances(distances: Tensor | None) -> None:
+    with pytest.raises(RetrievalError, match="without leave-one-out distances"):
+        Gate(quantile=0.9).threshold(distances)
+
+
+def test_gate_that_is_not_resolved_refuses_to_decide() -> None:
+    with pytest.raises(RetrievalError, match="resolve"):
+        Gate(quantile=0.9).decide(1.0)
+
+
+@pytest.mark.parametrize("gate", [Gate(), Gate(max_distance=1.0)])
+def test_gate_abstains_without_a_neighbour_or_a_number(gate: Gate) -> None:
+    assert gate.decide(math.inf) == "no neighbour"
+    assert "not a number" in str(gate.decide(math.nan))
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [{"max_distance": -1.0}, {"max_distance": math.nan}, {"quantile": 1.1}, {"max_distance": 1.0, "quantile": 0.5}],
+)
+def test_gate_refuses_limits_that_mean_nothing(limits: dict[str, float]) -> None:
+    with pytest.raises(RetrievalError, match=next(iter(limits))):
+        Gate(**limits)
+
+
+# --- report ---
+
+JUMPED = Report(
+    prompt="a red [bold] house",
+    noise_id=3,
+    seed=1027,
+    jumped=True,
+    reason=None,
+    key_step=10,
+    value_step=40,
+    num_inference_steps=50,
+    sampler="PNDMScheduler",
+    neighbors=(Neighbor("a red hut", 1.25, 0.75), Neighbor("a blue house", 2.5, 0.2)),
+    residual=0.5,
+    condition_number=12.0,
+    weight_sum=0.95,
+    variance=None,
+    calls=21,
+    full_calls=51,
+    network_ms=400.0,
+    retrieval_ms=2.5,
+    rest_ms=30.0,
+)
+ABSTAINED = dataclasses.replace(
+    JUMPED,
+    jumped=False,
+    reason="too far",
+    value_step=None,
+    residual=None,
+    condition_number=None,
+    weight_sum=None,
+    neighbors=(Neighbor("a tree", 9.0, None),),
+    calls=51,
+)
+
+
+@pytest.mark.parametrize("report", [JUMPED, ABSTAINED])
+def test_report_survives_json(report: Report) -> None:
+    assert Report.from_dict(json.loads(json.dumps(report.to_dict(), allow_nan=False))) == report
+
+
+def test_report_writes_numbers_that_are_not_finite_as_null() -> None:
+    fields = dataclasses.replace(ABSTAINED, residual=math.inf, neighbors=(Neighbor("a", math.inf, None),)).to_dict()
+    assert fields["residual"] is None
+    assert fields["neighbors"][0]["distance"] is None
+
+
+@pytest.mark.parametrize("change", [{"speed": 1}, {"neighbors": [{"text": "a"}]}, {"neighbors": 3}])
+def test_report_refuses_fields_it_does_not_know(change: dict[str, object]) -> None:
+    with pytest.raises(InputError, match="does not read"):
+        Report.from_dict({**JUMPED.to_dict(), **change})
+
+
+def test_table_shows_what_happened_to_each_image() -> None:
+    text = format_reports([JUMPED, ABSTAINED], width=200)
+    for shown in ("a red [bold] house", "3 (seed 1027)", "10 -> 40 of 50", "a red hut", "1.25", "sum 0.95", "21/51"):
+        assert shown in text
+    assert "abstained (too far)" in text
+    assert text.splitlines()[-1] == "1 of 2 jumped; 72 calls instead of 102, 1.42x fewer; sampler PNDMScheduler"
+    assert "\x1b" not in text
+    assert max(map(len, format_reports([JUMPED], width=120).splitlines())) <= 120
+
+
+def test_table_of_nothing_says_so() -> None:
+    assert format_reports([]) == "no image has been generated yet"
