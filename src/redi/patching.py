@@ -1,0 +1,73 @@
+"""Owns replacing a method on one object and putting it back; must not know what the replacement does."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import nn
+
+from redi.errors import UnsupportedError
+
+_ABSENT = object()
+
+
+class _Patch(functools.partial[Any]):
+    """``around(original, ...)`` standing in for ``original``; a type of its own so that it can be recognised."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        raise UnsupportedError(
+            "the pipeline copies its scheduler or network while redi runs it",
+            expected="one scheduler per denoising loop",
+            fix="run this pipeline without redi",
+        )
+
+
+@contextmanager
+def patched(owner: object, name: str, around: Callable[..., Any]) -> Iterator[None]:
+    """Let ``owner.name(...)`` call ``around(original, ...)`` inside the block.
+
+    Only ``vars(owner)`` is written, so class, attributes and ``inspect.signature`` stay as they were, and after the
+    block (also after an exception) the entry is what it was before, unless someone else replaced it meanwhile.
+
+    Raises:
+        UnsupportedError: redi has already replaced this method.
+    """
+    original = getattr(owner, name)
+    if isinstance(original, _Patch):
+        raise UnsupportedError(
+            f"{type(owner).__name__}.{name} is already run by redi",
+            expected="one run of a pipeline at a time",
+            fix="leave the first `run` before entering the next",
+        )
+    attributes = vars(owner)
+    before = attributes.get(name, _ABSENT)
+    patch = functools.update_wrapper(_Patch(around, original), original, updated=())
+    attributes[name] = patch
+    try:
+        yield
+    finally:
+        if attributes.get(name) is patch:
+            del attributes[name]
+            if before is not _ABSENT:
+                attributes[name] = before
+
+
+@contextmanager
+def patched_networks(pipe: Any, around: Callable[..., Any]) -> Iterator[None]:
+    """Let every call of a network component of ``pipe`` go to ``around(name, original, ...)`` inside the block.
+
+    The method replaced lies outside of what ``torch.compile`` compiled and of accelerate's hooks: a call that
+    ``around`` answers itself costs neither a graph nor a transfer.
+    """
+    with ExitStack() as patches:
+        seen: set[int] = set()
+        for name, component in pipe.components.items():
+            if not isinstance(component, nn.Module) or id(component) in seen:
+                continue
+            seen.add(id(component))
+            entry = "forward" if component._compiled_call_impl is None else "_compiled_call_impl"
+            patches.enter_context(patched(component, entry, functools.partial(around, name)))
+        yield
