@@ -428,7 +428,7 @@ def test_table_shows_what_happened_to_each_image() -> None:
     text = format_reports([JUMPED, ABSTAINED], width=200)
     for shown in ("a red [bold] house", "3 (seed 1027)", "10 -> 40 of 50", "a red hut", "1.25", "sum 0.95", "21/51"):
         assert shown in text
-    assert "abstained (too far)" in text
+    assert "abstained: too far" in text
     assert text.splitlines()[-1] == "1 of 2 jumped; 72 calls instead of 102, 1.42x fewer; sampler PNDMScheduler"
     assert "\x1b" not in text
     assert max(map(len, format_reports([JUMPED], width=120).splitlines())) <= 120

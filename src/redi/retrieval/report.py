@@ -102,11 +102,11 @@ def format_reports(reports: Sequence[Report], *, width: int = 120) -> str:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name, ratio in (("prompt", 3), ("noise", None), ("decision", 2), ("nearest", 3)):
-        table.add_column(name, overflow="fold", ratio=ratio)
-    for name in ("distance", "weights", "residual", "calls", "network ms", "retrieval ms", "rest ms"):
-        table.add_column(name, justify="right")
+        table.add_column(name, ratio=ratio, overflow="fold")
+    for name in ("distance", "weights", "residual", "calls", "ms network / retrieval / rest"):
+        table.add_column(name, justify="right", no_wrap=name not in ("weights", "ms network / retrieval / rest"))
     for report in reports:
         table.add_row(*(_plain(cell) for cell in _cells(report)))
     console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False)
@@ -122,7 +122,7 @@ def _cells(report: Report) -> list[str]:
     if report.jumped:
         decision = f"{report.key_step} -> {report.value_step} of {report.num_inference_steps}"
     else:
-        decision = f"abstained ({report.reason})"
+        decision = f"abstained: {report.reason}"
     noise = "-" if report.noise_id is None else f"{report.noise_id}"
     return [
         report.prompt,
@@ -133,9 +133,7 @@ def _cells(report: Report) -> list[str]:
         "-" if report.weight_sum is None else f"{len(report.neighbors)}, sum {report.weight_sum:.2f}",
         "-" if report.residual is None else f"{report.residual:.2f}",
         f"{report.calls}/{report.full_calls}",
-        f"{report.network_ms:.0f}",
-        f"{report.retrieval_ms:.1f}",
-        f"{report.rest_ms:.0f}",
+        f"{report.network_ms:.0f} / {report.retrieval_ms:.1f} / {report.rest_ms:.0f}",
     ]
 
 

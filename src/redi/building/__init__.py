@@ -1,0 +1,1 @@
+"""Owns building a knowledge base: prompts, units of work, resume and runners."""
