@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from redi.engine import Jump
+
 SD_SCHEDULE: Mapping[str, Any] = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -35,6 +38,27 @@ SCHEDULERS: Mapping[str, tuple[type, Mapping[str, Any]]] = {
     "euler": (EulerDiscreteScheduler, {"timestep_spacing": "leading", "steps_offset": 1}),
 }
 
+
+@dataclass
+class Watcher:
+    """A policy that keeps what it sees and jumps as it is told."""
+
+    key_step: int | None = None
+    decide: Callable[[torch.Tensor], Sequence[Jump | None]] = lambda latents: [None] * len(latents)
+    start: torch.Tensor | None = None
+    seen: dict[int, torch.Tensor] = field(default_factory=dict)
+
+    def on_start(self, latents: torch.Tensor) -> None:
+        self.start = latents.clone()
+
+    def at_key(self, latents: torch.Tensor) -> Sequence[Jump | None]:
+        return self.decide(latents)
+
+    def on_step(self, completed: int, latents: torch.Tensor) -> None:
+        self.seen[completed] = latents.clone()
+
+
+THREE_STEPS: Mapping[str, Any] = {"num_inference_steps": 3, "output_type": "latent", "return_dict": False}
 PROMPTS = ("a red cat", "a blue dog on grass", "a green house", "a small yellow boat")
 
 
