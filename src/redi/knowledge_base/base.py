@@ -1,0 +1,410 @@
+"""Owns a knowledge base as a whole: create, open, add units, search, read, verify; must not know Diffusers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from redi.errors import KnowledgeBaseError
+from redi.knowledge_base.durable import JsonLines, replace_file, writing
+from redi.knowledge_base.entries import Entry, EntryBatch, Neighbors, Refusal, VerifyReport, encode_unit
+from redi.knowledge_base.index import ExactIndex, Index, IndexCache, IndexFactory
+from redi.knowledge_base.ledger import BuilderLock, Ledger, UnitRecord
+from redi.knowledge_base.manifest import FILE_NAME, Manifest
+from redi.knowledge_base.noise_bank import NoiseBank, load_tensors, pack_tensors
+from redi.knowledge_base.noises import Noises
+from redi.knowledge_base.table import EntryTable
+from redi.plan import Plan
+
+_TABLE = "entries.lance"
+_LEAVE_ONE_OUT = "index/leave_one_out.safetensors"
+_CACHE_BYTES = 4 << 30
+
+
+class KnowledgeBase:
+    """Keys and values of recorded trajectories in a folder. Made by :meth:`create` or :meth:`open`.
+
+    Keys are stored in float16 as the difference to a *reference latent* of their noise and key step, so that the
+    small differences of a very early key are not drowned; reading adds the reference back in float32.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, noises: Noises, index: IndexFactory) -> None:
+        self._path, self._manifest, self._noises = path, manifest, noises
+        self._make_index = index
+        self._ledger = Ledger(path / "ledger")
+        self._refused = JsonLines(path / "refused.jsonl")
+        self._lock = BuilderLock(path / "lock")
+        columns = _columns(manifest.plan)
+        self._table = EntryTable(path / _TABLE, manifest.kb_id, columns, manifest.size, self._ledger.version)
+        self._indexes = IndexCache(_CACHE_BYTES)
+        self._distances: dict[int, Tensor] = {}
+
+    @classmethod
+    def create(
+        cls,
+        path: str | PathLike[str],
+        manifest: Manifest,
+        noise_bank: NoiseBank,
+        references: Mapping[int, Tensor],
+        *,
+        index: IndexFactory = ExactIndex,
+    ) -> KnowledgeBase:
+        """Make an empty knowledge base in a new or empty folder; the manifest is written last.
+
+        Args:
+            path: The folder.
+            manifest: What the base is built with; checksums of the noise files are added to its ``noise``.
+            noise_bank: The M noises (M=0 for independent noise).
+            references: By key step, (M, *shape) float32: a typical latent of each noise at that step (for
+                instance of the empty prompt). A missing step counts as zero.
+            index: Makes an :class:`Index` of (n, d) keys.
+
+        Raises:
+            KnowledgeBaseError: The folder holds something already, the disk is full, or the parts don't fit.
+        """
+        folder = Path(path)
+        zero = torch.zeros_like(noise_bank.latents)
+        filled = {step: references.get(step, zero).detach().float().cpu() for step in manifest.plan.key_steps}
+        noises = Noises(noise_bank, {**references, **filled})
+        noises.check(manifest)
+        _check_free(folder)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        with BuilderLock(folder / "lock").held():
+            _check_free(folder)
+            written = replace(manifest, noise={**manifest.noise, "sha256": noises.save(folder)})
+            table = EntryTable.create(folder / _TABLE, manifest.kb_id, _columns(manifest.plan), manifest.size)
+            Ledger(folder / "ledger").flushed(table.version)
+            written.write(folder)
+        return cls.open(folder, index=index)
+
+    @classmethod
+    def open(cls, path: str | PathLike[str], *, index: IndexFactory = ExactIndex) -> KnowledgeBase:
+        """Open the knowledge base in a folder; nothing is written.
+
+        Raises:
+            KnowledgeBaseError: There is none, it is damaged, or of an unknown version.
+        """
+        folder = Path(path)
+        manifest = Manifest.read(folder)
+        return cls(folder, manifest, Noises.load(folder, manifest), index)
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+        return self._path
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the base was built with."""
+        return self._manifest
+
+    @property
+    def plan(self) -> Plan:
+        """The recorded steps."""
+        return self._manifest.plan
+
+    @property
+    def noise_bank(self) -> NoiseBank:
+        """The initial noises that entries were built from."""
+        return self._noises.bank
+
+    def __len__(self) -> int:
+        """Return the number of entries."""
+        return self._table.count()
+
+    def __repr__(self) -> str:
+        return f"KnowledgeBase({str(self._path)!r}, {len(self)} entries, {self.plan})"
+
+    # Building.
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Be the only builder; what an earlier one left behind when it was killed is put in order first.
+
+        Raises:
+            KnowledgeBaseError: Another builder works on this base.
+        """
+        with self._lock.held() as taken:
+            if taken:
+                self._ledger.reload()
+                self._recover()
+            yield
+
+    def _recover(self) -> None:
+        known = self._ledger.records
+        before = len(self)
+        for unit in self._table.recover(set(known), self._ledger.version):
+            rows, refused = self._table.rows_by_unit()[unit], self._refused_in(unit)
+            self._ledger.acknowledge(UnitRecord(unit, rows, refused, self._table.version))
+        if len(self) != before:
+            self._forget()
+
+    def _forget(self) -> None:
+        self._indexes.clear()
+        self._distances.clear()
+
+    def _refused_in(self, unit: int) -> int:
+        return sum(refusal.unit == unit for refusal in self.refused())
+
+    def completed_units(self) -> set[int]:
+        """Return the units that need not be done again."""
+        return set(self._ledger.records) | set(self._table.rows_by_unit())
+
+    def add_unit(self, unit: int, batch: EntryBatch) -> UnitRecord:
+        """Store the entries of one unit in one commit, flushed to the disk; a unit that is there is left as it is.
+
+        Entries with a NaN, an infinity or a number beyond float16 are refused: named in ``refused.jsonl`` and
+        counted, the others are stored.
+
+        Raises:
+            KnowledgeBaseError: Shapes, steps or noises don't fit the manifest; another builder has the lock; the
+                disk is full (then nothing of the unit is stored and it can be added again).
+        """
+        if unit < 0:
+            raise KnowledgeBaseError(f"unit {unit}", expected="a unit number of at least 0")
+        with self.lock():
+            if unit in self._ledger.records:
+                return self._ledger.records[unit]
+            rows, refusals = encode_unit(unit, batch, self._manifest, self._noises)
+            if refusals:
+                self._refused.append([vars(refusal) for refusal in refusals])
+            if rows.slots:
+                self._table.append_unit(rows)
+            record = UnitRecord(unit, len(rows.slots), len(refusals), self._table.version)
+            self._ledger.acknowledge(record)
+            self._forget()
+            self._compact()
+            return record
+
+    def _compact(self, *, least: int | None = None) -> None:
+        compacted = self._table.compact() if least is None else self._table.compact(least=least)
+        if compacted:
+            self._ledger.flushed(self._table.version)
+            self._table.drop_old_versions()
+
+    def refused(self) -> list[Refusal]:
+        """Return the entries that were not stored, each once."""
+        found: dict[tuple[int, int], Refusal] = {}
+        for line in self._refused.read():
+            try:
+                refusal = Refusal(int(line["unit"]), int(line["slot"]), str(line["prompt"]), str(line["reason"]))
+            except (KeyError, TypeError, ValueError) as error:
+                raise KnowledgeBaseError(f"{self._refused.path}: line {line}", expected="a refused entry") from error
+            found[refusal.unit, refusal.slot] = refusal
+        return list(found.values())
+
+    def finish(self, *, device: torch.device | str | None = None, sample: int = 4096) -> None:
+        """After a build: tidy the table, and store leave-one-out distances of each key step in ``index/``.
+
+        Args:
+            device: Where to search; the CPU by default.
+            sample: At most so many entries (a fixed random choice) are measured for each key step.
+
+        Raises:
+            KnowledgeBaseError: Another builder works on this base, or the disk is full.
+        """
+        with self.lock():
+            self._compact(least=1)
+            chosen = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))[:sample].sort().values
+            found = {step: self._leave_one_out(step, chosen, device) for step in self.plan.key_steps}
+            tensors = {f"key_{step}": distances for step, distances in found.items()}
+            with writing(self._path):
+                (self._path / "index").mkdir(exist_ok=True)
+            replace_file(self._path / _LEAVE_ONE_OUT, pack_tensors({**tensors, "stamp": self._stamp()}))
+            self._distances = found
+
+    def _leave_one_out(self, key_step: int, chosen: Tensor, device: torch.device | str | None) -> Tensor:
+        noise_ids = torch.from_numpy(self._table.directory.noise_id)[chosen]
+        parts = []
+        for noise_id in np.unique(noise_ids.numpy()).tolist():
+            for rows in torch.split(chosen[noise_ids == noise_id], 64):
+                queries = self.keys(rows, key_step)
+                found = self.search(queries, [noise_id] * len(rows), 2, key_step, device)
+                own = found.rows == rows[:, None]
+                other = found.distances.masked_fill(own, torch.inf)
+                parts.append(other.amin(dim=1))
+        distances = torch.cat(parts) if parts else torch.empty(0)
+        return distances[distances.isfinite()]
+
+    def _stamp(self) -> Tensor:
+        """Return what derived files carry to show which entries they were derived from."""
+        return torch.tensor([*bytes.fromhex(self._manifest.kb_id), len(self)], dtype=torch.int64)
+
+    def leave_one_out(self, key_step: int) -> Tensor:
+        """Return distances of entries to the nearest *other* entry of the same noise, as :meth:`finish` stored them.
+
+        Returns:
+            (m,) float32, for the entries that :meth:`finish` chose and that have a neighbour.
+
+        Raises:
+            PlanError: The key step is not recorded.
+            KnowledgeBaseError: :meth:`finish` has not run since the last entry was added.
+        """
+        self.plan.choose(key_step)
+        if key_step not in self._distances:
+            path = self._path / _LEAVE_ONE_OUT
+            fix = "finish the build (redi build with the same arguments, or KnowledgeBase.finish())"
+            if not path.exists():
+                raise KnowledgeBaseError(f"{self._path} has no leave-one-out distances", fix=fix)
+            found = load_tensors(path)
+            stamp, name = found.get("stamp"), f"key_{key_step}"
+            if stamp is None or name not in found or not torch.equal(stamp, self._stamp()):
+                raise KnowledgeBaseError(f"{path} is older than the newest entries", fix=fix)
+            self._distances[key_step] = found[name]
+        return self._distances[key_step]
+
+    # Retrieval.
+
+    def search(
+        self,
+        queries: Tensor,
+        noise_ids: Sequence[int | None],
+        neighbors: int,
+        key_step: int,
+        device: torch.device | str | None = None,
+    ) -> Neighbors:
+        """Find the nearest keys of each query among the entries of its noise (L2; Algorithm 2 of the paper).
+
+        Args:
+            queries: (b, *shape): x after ``key_step`` completed steps; float32 arithmetic whatever the dtype.
+            noise_ids: b noise ids; None, and an id without entries, finds nothing.
+            neighbors: How many to find (h), at least 1.
+            key_step: One of the plan's key steps.
+            device: Where to keep keys and search; the CPU by default.
+
+        Raises:
+            PlanError: The key step is not recorded.
+            KnowledgeBaseError: Shapes do not fit, or the table is damaged.
+        """
+        self.plan.choose(key_step)
+        count = len(queries)
+        if tuple(queries.shape[1:]) != self._manifest.latent_shape or len(noise_ids) != count:
+            raise KnowledgeBaseError(
+                f"queries of shape {tuple(queries.shape)} with {len(noise_ids)} noise ids",
+                expected=f"(b, {', '.join(map(str, self._manifest.latent_shape))}) and b ids",
+            )
+        if neighbors < 1:
+            raise KnowledgeBaseError(f"{neighbors} neighbours", expected="at least 1")
+        rows = torch.full((count, neighbors), -1, dtype=torch.int64)
+        distances = torch.full((count, neighbors), torch.inf)
+        where = torch.device("cpu" if device is None else device)
+        usable = queries.flatten(1).isfinite().all(dim=1).tolist()
+        for noise_id in {each for each, fine in zip(noise_ids, usable, strict=True) if fine and each is not None}:
+            members = np.flatnonzero(self._table.directory.noise_id == noise_id)
+            if not members.size:
+                continue
+            asked = [i for i in range(count) if noise_ids[i] == noise_id and usable[i]]
+            index = self._index(noise_id, key_step, where, members)
+            reference = self._noises.reference(key_step, torch.tensor([noise_id])).to(where)
+            offsets = (queries[asked].detach().to(where, torch.float32) - reference).flatten(1)
+            positions, found = index.search(offsets, neighbors)
+            rows[asked, : positions.shape[1]] = torch.from_numpy(members)[positions.cpu()]
+            distances[asked, : positions.shape[1]] = found.float().cpu()
+        most = max(1, int((rows >= 0).sum(dim=1).max())) if count else neighbors
+        return Neighbors(rows[:, :most], distances[:, :most])
+
+    def _index(self, noise_id: int, key_step: int, device: torch.device, members: npt.NDArray[np.int64]) -> Index:
+        def make() -> Index:
+            keys = torch.from_numpy(self._table.latents(members, f"key_{key_step}"))
+            return self._make_index(keys.to(device).float())
+
+        size = 4 * len(members) * self._manifest.size
+        return self._indexes.get((noise_id, key_step, str(device)), size, make)
+
+    def keys(self, rows: Tensor | Sequence[int], key_step: int, device: torch.device | str | None = None) -> Tensor:
+        """Return the keys of rows: (n, *shape) float32, the reference added back.
+
+        Raises:
+            PlanError: The key step is not recorded.
+            KnowledgeBaseError: A row does not exist or is damaged.
+        """
+        self.plan.choose(key_step)
+        offsets = self._read(rows, f"key_{key_step}")
+        noise_ids = torch.from_numpy(self._table.directory.noise_id[_positions(rows)].astype(np.int64))
+        return (offsets + self._noises.reference(key_step, noise_ids)).to(device or "cpu")
+
+    def values(self, rows: Tensor | Sequence[int], value_step: int, device: torch.device | str | None = None) -> Tensor:
+        """Return the values of rows: (n, *shape) float32.
+
+        Raises:
+            PlanError: The value step is not recorded.
+            KnowledgeBaseError: A row does not exist or is damaged.
+        """
+        self.plan.choose(value_step=value_step)
+        return self._read(rows, f"value_{value_step}").to(device or "cpu")
+
+    def _read(self, rows: Tensor | Sequence[int], column: str) -> Tensor:
+        found = self._table.latents(_positions(rows), column)
+        return torch.from_numpy(found).float().reshape(-1, *self._manifest.latent_shape)
+
+    def entries(self, rows: Tensor | Sequence[int]) -> list[Entry]:
+        """Return what is known of rows, apart from their latents.
+
+        Raises:
+            KnowledgeBaseError: A row does not exist or is damaged.
+        """
+        return [Entry(**record) for record in self._table.metadata(_positions(rows))]
+
+    def prompts(self, rows: Tensor | Sequence[int]) -> list[str]:
+        """Return the prompts of rows.
+
+        Raises:
+            KnowledgeBaseError: A row does not exist or is damaged.
+        """
+        return [entry.prompt for entry in self.entries(rows)]
+
+    def verify(self) -> VerifyReport:
+        """Read every row again: checksums, finite numbers, shapes, ids; and compare with the ledger."""
+        damaged = list(self._table.problems())
+        try:
+            counts, duplicates = self._table.rows_by_unit(), self._table.repeated()
+            outside = set(self._table.directory.noise_id.tolist()) - set(range(-1, len(self.noise_bank)))
+        except KnowledgeBaseError as error:
+            return VerifyReport(len(self), 0, len(self.refused()), (*damaged, error.got))
+        if outside:
+            damaged.append(f"entries name noises {sorted(outside)[:5]} that the bank does not hold")
+        for unit, record in sorted(self._ledger.records.items()):
+            if counts.get(unit, 0) != record.rows:
+                damaged.append(f"unit {unit}: {counts.get(unit, 0)} entries in the table, {record.rows} in the ledger")
+        return VerifyReport(len(self), duplicates, len(self.refused()), tuple(damaged))
+
+
+def _columns(plan: Plan) -> list[str]:
+    return [f"key_{step}" for step in plan.key_steps] + [f"value_{step}" for step in plan.value_steps]
+
+
+def _positions(rows: Tensor | Sequence[int]) -> npt.NDArray[np.int64]:
+    return np.asarray(rows.cpu() if isinstance(rows, Tensor) else rows, dtype=np.int64).reshape(-1)
+
+
+def _check_free(folder: Path) -> None:
+    """Refuse a folder that holds anything but what a killed :meth:`KnowledgeBase.create` leaves."""
+    found = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
+    if folder.exists() and not folder.is_dir():
+        raise KnowledgeBaseError(f"{folder} is a file", expected="a new or empty folder")
+    if FILE_NAME in found:
+        raise KnowledgeBaseError(
+            f"{folder} holds a knowledge base already",
+            expected="a new or empty folder",
+            fix="open it to go on building, or choose another folder",
+        )
+    ours = {name for name in found if name in ("noise", _TABLE, "ledger", "lock") or name.startswith(FILE_NAME)}
+    if found - ours:
+        raise KnowledgeBaseError(
+            f"{folder} holds {', '.join(sorted(found - ours)[:5])}", expected="a new or empty folder"
+        )
+    if Ledger(folder / "ledger").records:
+        raise KnowledgeBaseError(
+            f"{folder} holds entries but no {FILE_NAME}",
+            expected="a new or empty folder",
+            fix=f"restore {FILE_NAME}; the entries cannot be read without it",
+        )

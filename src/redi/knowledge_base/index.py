@@ -1,0 +1,96 @@
+"""Owns nearest-neighbour search among keys that share one noise; must not know files."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+_CHUNK = 1 << 24
+
+
+@runtime_checkable
+class Index(Protocol):
+    """Search among the n keys that it was made of. Make your own and pass its class to ``KnowledgeBase.open``."""
+
+    def search(self, queries: Tensor, neighbors: int) -> tuple[Tensor, Tensor]:
+        """Find the nearest keys by L2.
+
+        Args:
+            queries: (b, d) float32, finite, in the same coordinates as the keys.
+            neighbors: How many to find (h); fewer if there are fewer keys.
+
+        Returns:
+            (b, h) int64 positions among the keys and (b, h) float32 distances, nearest first; equal distances
+            by position.
+        """
+        ...
+
+
+IndexFactory = Callable[[Tensor], Index]
+
+
+class ExactIndex:
+    """Exact search: distances by one matrix product of centred keys, then the best again by explicit differences.
+
+    Centring by the mean key keeps the matrix product exact enough to find the candidates where keys share a large
+    common part; the explicit differences make the order and the distances right.
+
+    Args:
+        keys: (n, d) float32 on the device to search on.
+    """
+
+    def __init__(self, keys: Tensor) -> None:
+        self._center = keys.mean(dim=0, dtype=torch.float64).float() if len(keys) else keys.new_zeros(keys.shape[1:])
+        self._keys = keys - self._center
+        self._norms = self._keys.square().sum(dim=1)
+
+    def search(self, queries: Tensor, neighbors: int) -> tuple[Tensor, Tensor]:
+        """See :class:`Index`."""
+        count = len(self._keys)
+        found = min(neighbors, count)
+        centred = queries.to(self._keys) - self._center
+        candidates = min(count, max(4 * neighbors, 32))
+        rough = self._norms - 2 * (centred @ self._keys.T)
+        near = rough.topk(candidates, dim=1, largest=False).indices.sort(dim=1).values
+        positions = torch.empty((len(queries), found), dtype=torch.int64)
+        distances = torch.empty((len(queries), found), dtype=torch.float32)
+        for row, (query, chosen) in enumerate(zip(centred, near, strict=True)):
+            exact = self._distances(query, chosen)
+            order = exact.sort(stable=True).indices[:found]
+            positions[row] = chosen[order].cpu()
+            distances[row] = exact[order].cpu()
+        return positions, distances
+
+    def _distances(self, query: Tensor, chosen: Tensor) -> Tensor:
+        step = max(1, _CHUNK // max(1, self._keys.shape[1]))
+        parts = [torch.linalg.vector_norm(self._keys[part] - query, dim=1) for part in torch.split(chosen, step)]
+        return torch.cat(parts) if parts else query.new_empty(0)
+
+
+class IndexCache:
+    """Keeps the indexes used last, up to a number of bytes of keys.
+
+    Args:
+        limit: Bytes to keep; one index is always kept.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._kept: OrderedDict[Hashable, tuple[Index, int]] = OrderedDict()
+
+    def get(self, name: Hashable, size: int, make: Callable[[], Index]) -> Index:
+        """Return the index called ``name`` (of ``size`` bytes), made by ``make`` if it is not kept."""
+        if name not in self._kept:
+            self._kept[name] = (make(), size)
+        self._kept.move_to_end(name)
+        while len(self._kept) > 1 and sum(each for _, each in self._kept.values()) > self._limit:
+            self._kept.popitem(last=False)
+        return self._kept[name][0]
+
+    def clear(self) -> None:
+        """Forget every index."""
+        self._kept.clear()

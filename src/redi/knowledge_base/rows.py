@@ -1,0 +1,109 @@
+"""Owns how an entry becomes a row: columns, float16 lists, checksums, ids; must not know where rows are kept."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+METADATA = ("entry_id", "unit", "slot", "prompt", "noise_id", "seed", "crc")
+
+
+def entry_id(kb_id: str, unit: int, slot: int) -> bytes:
+    """Return the 16 bytes that name an entry: which base, which unit, which place in it."""
+    return blake2b(f"{kb_id}/{unit}/{slot}".encode(), digest_size=16).digest()
+
+
+@dataclass(frozen=True)
+class TableRows:
+    """Rows to append (n of them): metadata and float16 latents (n, d) by column name."""
+
+    unit: int
+    slots: list[int]
+    prompts: list[str]
+    noise_ids: list[int]
+    seeds: list[int]
+    latents: Mapping[str, npt.NDArray[np.float16]]
+
+
+def schema_of(columns: Sequence[str], size: int) -> Any:
+    """Return the Arrow schema of a table with these latent columns."""
+    fields = [
+        pa.field("entry_id", pa.binary(16), nullable=False),
+        pa.field("unit", pa.int64(), nullable=False),
+        pa.field("slot", pa.int32(), nullable=False),
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("noise_id", pa.int32(), nullable=False),
+        pa.field("seed", pa.uint64(), nullable=False),
+        pa.field("crc", pa.uint32(), nullable=False),
+    ]
+    for column in columns:
+        fields.append(pa.field(column, pa.list_(pa.float16(), size), nullable=False))
+        fields.append(pa.field(f"{column}_crc", pa.uint32(), nullable=False))
+    return pa.schema(fields)
+
+
+def encode(rows: TableRows, kb_id: str, size: int) -> Any:
+    """Return the Arrow table of these rows, checksums included."""
+    count = len(rows.slots)
+    columns: list[Any] = [
+        pa.array([entry_id(kb_id, rows.unit, slot) for slot in rows.slots], pa.binary(16)),
+        pa.array([rows.unit] * count, pa.int64()),
+        pa.array(rows.slots, pa.int32()),
+        pa.array(rows.prompts, pa.string()),
+        pa.array(rows.noise_ids, pa.int32()),
+        pa.array(rows.seeds, pa.uint64()),
+        pa.array(map(row_crc, rows.prompts, rows.noise_ids, rows.seeds), pa.uint32()),
+    ]
+    for column in rows.latents:
+        latents = np.ascontiguousarray(rows.latents[column], dtype=np.float16)
+        columns.append(pa.FixedSizeListArray.from_arrays(pa.array(latents.reshape(-1)), size))
+        columns.append(pa.array(crcs(latents), pa.uint32()))
+    return pa.Table.from_arrays(columns, schema=schema_of(tuple(rows.latents), size))
+
+
+def problems_in(batch: Any, start: int, kb_id: str, columns: Sequence[str], size: int) -> Iterator[str]:
+    """Say what is wrong with the rows of one record batch, the first of which is row ``start``."""
+    metadata = batch.select(list(METADATA)).to_pylist()
+    for row, record in enumerate(metadata, start):
+        if record["entry_id"] != entry_id(kb_id, record["unit"], record["slot"]):
+            yield f"row {row}: belongs to another knowledge base"
+        if record["crc"] != row_crc(record["prompt"], record["noise_id"], record["seed"]):
+            yield f"row {row}: prompt, noise or seed does not match its checksum"
+    for column in columns:
+        latents = decode(batch[column], size)
+        if latents.shape != (batch.num_rows, size):
+            yield f"rows {start} to {start + batch.num_rows - 1}: {column} has shape {latents.shape}"
+            continue
+        wrong = crcs(latents) != batch[f"{column}_crc"].to_numpy()
+        for row in np.flatnonzero(wrong).tolist():
+            yield f"row {start + row}: {column} does not match its checksum"
+        for row in np.flatnonzero(~np.isfinite(latents).all(axis=1)).tolist():
+            yield f"row {start + row}: {column} is not finite"
+
+
+def decode(column: Any, size: int) -> npt.NDArray[np.float16]:
+    """Return (n, d) float16 of an Arrow column of lists."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    chunks = array.chunks if isinstance(array, pa.ChunkedArray) else [array]
+    parts = [chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, size) for chunk in chunks]
+    if not parts:
+        return np.empty((0, size), dtype=np.float16)
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def crcs(latents: npt.NDArray[np.float16]) -> npt.NDArray[np.uint32]:
+    """Return CRC-32 of each row's little-endian bytes: (n, d) float16 to (n,) uint32."""
+    rows = np.ascontiguousarray(latents, dtype="<f2")
+    return np.array([zlib.crc32(row) for row in rows], dtype=np.uint32)
+
+
+def row_crc(prompt: str, noise_id: int, seed: int) -> int:
+    """Return CRC-32 of what a row says besides its latents."""
+    return zlib.crc32(f"{noise_id}/{seed}/{prompt}".encode())

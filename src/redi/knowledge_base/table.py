@@ -1,0 +1,382 @@
+"""Owns the Lance table of entries: crash-safe commits, checked reads, recovery; must not know search or samplers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lance
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from redi.errors import KnowledgeBaseError
+from redi.knowledge_base.durable import fsync_file, writing
+from redi.knowledge_base.rows import TableRows, crcs, decode, encode, entry_id, problems_in, row_crc, schema_of
+
+ROWS_PER_FRAGMENT = 4096
+COMMITS_PER_COMPACTION = 256
+_READ_BYTES = 64 * 1024 * 1024
+
+Rows = Sequence[int] | npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Directory:
+    """Where every row belongs, in table order: unit (n,) int64, slot (n,) int32, noise_id (n,) int32."""
+
+    unit: npt.NDArray[np.int64]
+    slot: npt.NDArray[np.int32]
+    noise_id: npt.NDArray[np.int32]
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, pa.ArrowException) as error:
+        raise KnowledgeBaseError(
+            f"cannot read {path}: {str(error).splitlines()[0][:300]}",
+            expected="the whole table that redi wrote",
+            fix="run redi inspect --verify to see what is damaged; restore the folder or build it again",
+        ) from error
+
+
+class EntryTable:
+    """Entries as rows of a Lance table. A row's position never changes: rows are appended and never deleted.
+
+    Args:
+        path: Folder of the table.
+        kb_id: Id of the knowledge base; enters every entry's id, so that a foreign row shows.
+        columns: Names of the latent columns (``key_10``, ``value_40``, ...).
+        size: Numbers in one latent (d).
+        version: Table version to fall back to when the newest one was torn by a power loss (0: none).
+    """
+
+    def __init__(self, path: Path, kb_id: str, columns: Sequence[str], size: int, version: int = 0) -> None:
+        self.path, self._kb_id, self._columns, self._size = path, kb_id, tuple(columns), size
+        self._synced: set[str] = set()
+        self._dataset = self._open(version)
+        self._check_schema()
+        self._directory: Directory | None = None
+        self._units: dict[int, int] | None = None
+
+    @classmethod
+    def create(cls, path: Path, kb_id: str, columns: Sequence[str], size: int) -> EntryTable:
+        """Write an empty table.
+
+        Raises:
+            KnowledgeBaseError: The disk is full or not writable.
+        """
+        mode = "overwrite" if path.exists() else "create"
+        with writing(path):
+            lance.write_dataset(
+                schema_of(columns, size).empty_table(), str(path), mode=mode, data_storage_version="2.2"
+            )
+            table = cls(path, kb_id, columns, size)
+            table.sync()
+        return table
+
+    def _open(self, version: int) -> Any:
+        if not self.path.is_dir():
+            raise KnowledgeBaseError(
+                f"no table at {self.path}", expected="the table of entries", fix="restore it or build it again"
+            )
+        with _reading(self.path):
+            try:
+                return lance.dataset(str(self.path))
+            except (OSError, ValueError, RuntimeError):
+                if not version:
+                    raise
+                return lance.dataset(str(self.path), version=version)
+
+    def _check_schema(self) -> None:
+        expected = schema_of(self._columns, self._size)
+        found = {field.name: field.type for field in self._dataset.schema}
+        wrong = [
+            f"{field.name} is {found.get(field.name, 'missing')}, not {field.type}"
+            for field in expected
+            if found.get(field.name) != field.type
+        ]
+        if wrong:
+            raise KnowledgeBaseError(
+                f"{self.path}: {'; '.join(wrong)}",
+                expected="the columns that the manifest's plan and latent shape name",
+                fix="the table or the manifest comes from another base; restore the one that belongs here",
+            )
+
+    @property
+    def version(self) -> int:
+        """Table version that this object reads."""
+        return int(self._dataset.version)
+
+    @property
+    def directory(self) -> Directory:
+        """Where every row belongs.
+
+        Raises:
+            KnowledgeBaseError: The table is damaged.
+        """
+        if self._directory is None:
+            with _reading(self.path):
+                found = self._dataset.to_table(columns=["unit", "slot", "noise_id"])
+                names = ("unit", "slot", "noise_id")
+                self._directory = Directory(*(found[name].to_numpy() for name in names))
+        return self._directory
+
+    def count(self) -> int:
+        """Return the number of rows."""
+        with _reading(self.path):
+            return int(self._dataset.count_rows())
+
+    def rows_by_unit(self) -> dict[int, int]:
+        """Return how many rows each unit has."""
+        if self._units is None:
+            units, counts = np.unique(self.directory.unit, return_counts=True)
+            self._units = dict(zip(units.tolist(), counts.tolist(), strict=True))
+        return self._units
+
+    def refresh(self) -> None:
+        """Read the newest version from the disk (another process may have written)."""
+        with _reading(self.path):
+            self._dataset = lance.dataset(str(self.path))
+        self._directory = self._units = None
+
+    # Writing: only under the builder's lock.
+
+    def append_unit(self, rows: TableRows) -> bool:
+        """Commit the rows of one unit and flush them; False, and no change, if the unit is already there.
+
+        Raises:
+            KnowledgeBaseError: The disk is full or not writable; no row of the unit is visible, or all are.
+        """
+        if rows.unit in self.rows_by_unit():
+            self.sync()
+            return False
+        data = encode(rows, self._kb_id, self._size)
+        before = self._data_files()
+        try:
+            with writing(self.path):
+                self._dataset = lance.write_dataset(data, self._dataset, mode="append")
+            self.sync()
+        except KnowledgeBaseError:
+            self._forget_failed(rows.unit, before)
+            raise
+        self._extend_directory(rows)
+        return True
+
+    def _extend_directory(self, rows: TableRows) -> None:
+        """Add what was just appended, so that a long build does not read the table again for every unit."""
+        known, count = self.directory, len(rows.slots)
+        unit = np.concatenate([known.unit, np.full(count, rows.unit, dtype=np.int64)])
+        slot = np.concatenate([known.slot, np.array(rows.slots, dtype=np.int32)])
+        noise_id = np.concatenate([known.noise_id, np.array(rows.noise_ids, dtype=np.int32)])
+        self._directory = Directory(unit, slot, noise_id)
+        self._units = {**self.rows_by_unit(), rows.unit: count}
+
+    def _forget_failed(self, unit: int, before: set[str]) -> None:
+        """After a failed commit: read the truth from the disk, and delete data files that nothing names."""
+        self.refresh()
+        if unit in self.rows_by_unit():
+            return
+        for name in self._data_files() - before:
+            (self.path / "data" / name).unlink(missing_ok=True)
+
+    def _data_files(self) -> set[str]:
+        folder = self.path / "data"
+        return set(os.listdir(folder)) if folder.is_dir() else set()
+
+    def sync(self) -> None:
+        """Flush what Lance has written since the last call (Lance itself never does)."""
+        with writing(self.path):
+            for name in ("data", "_transactions", "_versions"):
+                folder = self.path / name
+                if not folder.is_dir():
+                    continue
+                for file in sorted(os.listdir(folder)):
+                    key = f"{name}/{file}"
+                    if key in self._synced:
+                        continue
+                    fsync_file(folder / file)
+                    if file.endswith((".lance", ".txn", ".manifest")):
+                        self._synced.add(key)
+                fsync_file(folder)
+            fsync_file(self.path)
+            fsync_file(self.path.parent)
+
+    def recover(self, known_units: set[int], version: int) -> list[int]:
+        """Make the table whole after a crash; return units that were committed but not in ``known_units``.
+
+        Such a unit is kept if its rows read back right. If power was lost before they were flushed, the table
+        goes back to ``version``, the newest one that the ledger knows, and the unit has to be done again.
+
+        Raises:
+            KnowledgeBaseError: The table is damaged and there is no version to go back to.
+        """
+        try:
+            self.refresh()
+        except KnowledgeBaseError:
+            if not version:
+                raise
+            self._set_torn_versions_aside(version)
+            self.refresh()
+        found = sorted(set(self.rows_by_unit()) - known_units)
+        try:
+            for unit in found:
+                self._check_unit(unit)
+        except KnowledgeBaseError:
+            if not version or version >= self.version:
+                raise
+            with writing(self.path):
+                lance.dataset(str(self.path), version=version).restore()
+            self.refresh()
+            found = sorted(set(self.rows_by_unit()) - known_units)
+        self.sync()
+        return found
+
+    def _set_torn_versions_aside(self, version: int) -> None:
+        """Rename manifests newer than ``version``; nothing that they alone name was ever acknowledged."""
+        folder = self.path / "_versions"
+        with writing(folder):
+            for file in folder.glob("*.manifest"):
+                number = int(file.stem) if file.stem.isdigit() else 0
+                if len(file.stem) == 20:
+                    number = 2**64 - 1 - number
+                if number > version:
+                    file.rename(file.with_suffix(".torn"))
+            fsync_file(folder)
+
+    def _check_unit(self, unit: int) -> None:
+        rows = np.flatnonzero(self.directory.unit == unit)
+        for column in self._columns:
+            self.latents(rows, column)
+        self.metadata(rows)
+
+    def compact(self, *, least: int = COMMITS_PER_COMPACTION) -> bool:
+        """Merge small fragments once there are more than ``least``, and delete what no version needs any more.
+
+        Row positions stay. A reader of another process that had the table open has to open it again.
+
+        Raises:
+            KnowledgeBaseError: The disk is full; nothing is lost.
+        """
+        small = [fragment for fragment in self._dataset.get_fragments() if fragment.count_rows() < ROWS_PER_FRAGMENT]
+        if len(small) <= max(1, least):
+            return False
+        units = self.directory.unit
+        with writing(self.path):
+            self._dataset.optimize.compact_files(target_rows_per_fragment=ROWS_PER_FRAGMENT)
+            self.refresh()
+            if not np.array_equal(units, self.directory.unit):
+                raise KnowledgeBaseError(f"compacting {self.path} changed the order of rows", expected="the same order")
+            self.sync()
+        return True
+
+    def drop_old_versions(self) -> None:
+        """Delete versions and files that the newest version does not need (after it has been recorded as flushed)."""
+        with writing(self.path):
+            self._dataset.cleanup_old_versions(older_than=timedelta(0), delete_unverified=True)
+            self._synced = {key for key in self._synced if (self.path / key).exists()}
+
+    # Reading.
+
+    def latents(self, rows: Rows, column: str) -> npt.NDArray[np.float16]:
+        """Return (n, d) float16 of one latent column, in the order of ``rows``; every row is checked.
+
+        Raises:
+            KnowledgeBaseError: A row does not exist, is damaged, or belongs to another base.
+        """
+        wanted = self._positions(rows)
+        found = np.empty((len(wanted), self._size), dtype=np.float16)
+        step = max(1, _READ_BYTES // (2 * self._size))
+        for start in range(0, len(wanted), step):
+            part = wanted[start : start + step]
+            taken = self._take(part, [column, f"{column}_crc"])
+            found[start : start + step] = self._checked(taken, column, part)
+        return found
+
+    def _checked(self, taken: Any, column: str, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float16]:
+        latents = decode(taken[column], self._size)
+        bad = np.flatnonzero(crcs(latents) != taken[f"{column}_crc"].to_numpy())
+        if bad.size:
+            raise KnowledgeBaseError(
+                f"{self.path}: {column} of row {rows[bad[0]]} does not match its checksum",
+                expected="the numbers that were stored",
+                fix="run redi inspect --verify to see what is damaged; restore the folder or build it again",
+            )
+        return latents
+
+    def metadata(self, rows: Rows) -> list[dict[str, Any]]:
+        """Return entry_id, unit, slot, prompt, noise_id and seed of each row.
+
+        Raises:
+            KnowledgeBaseError: A row does not exist, is damaged, or belongs to another base.
+        """
+        wanted = self._positions(rows)
+        records: list[dict[str, Any]] = self._take(wanted, ["prompt", "seed", "crc"]).to_pylist()
+        for row, record in zip(wanted.tolist(), records, strict=True):
+            if record.pop("crc") != row_crc(record["prompt"], record["noise_id"], record["seed"]):
+                raise KnowledgeBaseError(
+                    f"{self.path}: prompt, noise or seed of row {row} does not match its checksum",
+                    expected="what was stored",
+                    fix="restore the folder or build it again",
+                )
+        return records
+
+    def _positions(self, rows: Rows) -> npt.NDArray[np.int64]:
+        wanted = np.asarray(rows, dtype=np.int64).reshape(-1)
+        count = len(self.directory.unit)
+        if wanted.size and (wanted.min() < 0 or wanted.max() >= count):
+            raise KnowledgeBaseError(f"rows {wanted[:5].tolist()} of a table of {count}", expected=f"0 to {count - 1}")
+        return wanted
+
+    def _take(self, wanted: npt.NDArray[np.int64], columns: list[str]) -> Any:
+        """Take rows in the order asked for, and check that each is the entry that the directory names."""
+        unique, inverse = np.unique(wanted, return_inverse=True)
+        with _reading(self.path):
+            names = ["entry_id", "unit", "slot", "noise_id", *columns]
+            taken = self._dataset.take(unique.tolist(), columns=names)
+            if unique.size != wanted.size or not np.array_equal(inverse, np.arange(wanted.size)):
+                taken = taken.take(pa.array(inverse))
+        directory = self.directory
+        for name, known in (("unit", directory.unit), ("slot", directory.slot), ("noise_id", directory.noise_id)):
+            if not np.array_equal(taken[name].to_numpy(), known[wanted]):
+                raise KnowledgeBaseError(f"{self.path} changed while it was open", fix="open the knowledge base again")
+        ids = zip(taken["entry_id"].to_pylist(), taken["unit"].to_pylist(), taken["slot"].to_pylist(), strict=True)
+        for row, (found, unit, slot) in zip(wanted.tolist(), ids, strict=True):
+            if found != entry_id(self._kb_id, unit, slot):
+                raise KnowledgeBaseError(
+                    f"{self.path}: row {row} belongs to another knowledge base",
+                    expected=f"entries of {self._kb_id}",
+                    fix="restore the table that belongs to this manifest, or build it again",
+                )
+        return taken
+
+    def problems(self) -> Iterator[str]:
+        """Read every row again and say what is wrong with it: unreadable, wrong checksum, not finite, foreign."""
+        position = 0
+        step = max(1, _READ_BYTES // (2 * self._size * max(1, len(self._columns))))
+        for fragment in self._dataset.get_fragments():
+            count = fragment.count_rows()
+            read = 0
+            try:
+                for batch in fragment.to_batches(batch_size=step):
+                    yield from problems_in(batch, position + read, self._kb_id, self._columns, self._size)
+                    read += batch.num_rows
+                if read != count:
+                    yield f"rows {position} to {position + count - 1}: only {read} of {count} can be read"
+            except (OSError, ValueError, RuntimeError, pa.ArrowException) as error:
+                reason = str(error).splitlines()[0][:200]
+                yield f"rows {position + read} to {position + count - 1} cannot be read: {reason}"
+            position += count
+
+    def repeated(self) -> int:
+        """Return how many rows repeat the (unit, slot) of an earlier row."""
+        directory = self.directory
+        both = np.stack([directory.unit, directory.slot.astype(np.int64)], axis=1)
+        return int(len(both) - len(np.unique(both, axis=0)))
