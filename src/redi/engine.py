@@ -119,12 +119,12 @@ class _Loop:
         if self.calls_done == 0:
             self._start(arguments)
 
+        ghost_step = self._awake() == []
         output = self._step_lanes(arguments) if self.lanes else plain_step(*args, **kwargs)
-        moved = not self.lanes or any(lane.wakes_at <= self.calls_done for lane in self.lanes)
         self.calls_done += 1
 
         completed = self.facts.completed_steps(self.calls_done)
-        if completed is not None and moved:
+        if completed is not None and not ghost_step:
             self._ask(self.policy.on_step, completed, _latents_of(output))
         if completed is not None and completed == self.policy.key_step:
             output = _with_latents(output, self._jump(_latents_of(output)))
@@ -140,9 +140,10 @@ class _Loop:
         self.facts.refuse_noise(arguments)
         timesteps = self.scheduler.timesteps
         self.total_calls = self.facts.total_calls(self.scheduler.num_inference_steps)
-        if len(timesteps) != self.total_calls or bool(arguments["timestep"] != timesteps[0]):
+        start = torch.as_tensor(arguments["timestep"]).flatten()[0]
+        if len(timesteps) != self.total_calls or bool(start != timesteps[0]):
             raise UnsupportedError(
-                f"a loop from timestep {arguments['timestep']} of a schedule of {len(timesteps)} calls",
+                f"a loop from timestep {start:g} of a schedule of {len(timesteps)} calls",
                 expected=f"all {self.total_calls} calls from the first timestep on (no image-to-image, no inpainting)",
                 fix="run this pipeline without redi",
             )
