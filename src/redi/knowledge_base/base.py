@@ -179,15 +179,15 @@ class KnowledgeBase:
                 self._refused.append([vars(refusal) for refusal in refusals])
             if rows.slots:
                 self._table.append_unit(rows)
-            record = UnitRecord(unit, len(rows.slots), len(refusals), self._table.version)
+            stored = self._table.rows_by_unit().get(unit, 0)
+            record = UnitRecord(unit, stored, len(refusals), self._table.version)
             self._ledger.acknowledge(record)
             self._forget()
             self._compact()
             return record
 
     def _compact(self, *, least: int | None = None) -> None:
-        compacted = self._table.compact() if least is None else self._table.compact(least=least)
-        if compacted:
+        if self._table.compact(least=least):
             self._ledger.flushed(self._table.version)
             self._table.drop_old_versions()
 

@@ -24,8 +24,7 @@ class Index(Protocol):
             neighbors: How many to find (h); fewer if there are fewer keys.
 
         Returns:
-            (b, h) int64 positions among the keys and (b, h) float32 distances, nearest first; equal distances
-            by position.
+            (b, h) int64 positions among the keys and (b, h) float32 distances, nearest first.
         """
         ...
 

@@ -134,9 +134,9 @@ class NoiseBank:
         rows = latents.detach().to("cpu")
         if rows.shape[1:] != self.latents.shape[1:]:
             return [None] * rows.shape[0]
-        tolerance = 4 * torch.finfo(rows.dtype).eps if rows.is_floating_point() else 0.0
-        flat = rows.reshape(rows.shape[0], -1).float()
-        bank = self.latents.reshape(len(self), -1)
+        eps = torch.finfo(rows.dtype).eps if rows.is_floating_point() else 0.0
+        tolerance = 4 * max(eps, torch.finfo(torch.float32).eps)
+        flat, bank = rows.flatten(1).float(), self.latents.flatten(1)
         return [self._match_one(row, bank, float(scale), tolerance) for row in flat]
 
     @staticmethod
@@ -152,7 +152,7 @@ class NoiseBank:
 
 def pack_tensors(tensors: Mapping[str, Tensor]) -> bytes:
     """Return the safetensors form of named tensors."""
-    return bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+    return bytes(save({name: tensor.contiguous().clone() for name, tensor in tensors.items()}))
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

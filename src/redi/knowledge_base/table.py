@@ -61,6 +61,7 @@ class EntryTable:
     def __init__(self, path: Path, kb_id: str, columns: Sequence[str], size: int, version: int = 0) -> None:
         self.path, self._kb_id, self._columns, self._size = path, kb_id, tuple(columns), size
         self._synced: set[str] = set()
+        self._new_folder = not (path / "data").is_dir()
         self._dataset = self._open(version)
         self._check_schema()
         self._directory: Directory | None = None
@@ -79,7 +80,7 @@ class EntryTable:
                 schema_of(columns, size).empty_table(), str(path), mode=mode, data_storage_version="2.2"
             )
             table = cls(path, kb_id, columns, size)
-            table.sync()
+            table.sync(everything=True)
         return table
 
     def _open(self, version: int) -> Any:
@@ -126,7 +127,7 @@ class EntryTable:
             with _reading(self.path):
                 found = self._dataset.to_table(columns=["unit", "slot", "noise_id"])
                 names = ("unit", "slot", "noise_id")
-                self._directory = Directory(*(found[name].to_numpy() for name in names))
+                self._directory = Directory(*(found[name].to_numpy().copy() for name in names))
         return self._directory
 
     def count(self) -> int:
@@ -191,23 +192,29 @@ class EntryTable:
         folder = self.path / "data"
         return set(os.listdir(folder)) if folder.is_dir() else set()
 
-    def sync(self) -> None:
-        """Flush what Lance has written since the last call (Lance itself never does)."""
+    def sync(self, *, everything: bool = False) -> None:
+        """Flush what Lance has written since the last call (Lance itself never does).
+
+        Rows need their data file and the version's manifest. ``everything`` adds what only a concurrent writer
+        or a faster opening needs, and the folders themselves, which change only when the table is made.
+        """
         with writing(self.path):
-            for name in ("data", "_transactions", "_versions"):
+            for name in ("data", "_versions", "_transactions") if everything else ("data", "_versions"):
                 folder = self.path / name
                 if not folder.is_dir():
                     continue
                 for file in sorted(os.listdir(folder)):
                     key = f"{name}/{file}"
-                    if key in self._synced:
-                        continue
-                    fsync_file(folder / file)
-                    if file.endswith((".lance", ".txn", ".manifest")):
+                    lasting = file.endswith((".lance", ".txn", ".manifest"))
+                    if key not in self._synced and (lasting or everything):
+                        fsync_file(folder / file)
+                    if lasting:
                         self._synced.add(key)
                 fsync_file(folder)
-            fsync_file(self.path)
-            fsync_file(self.path.parent)
+            if everything or self._new_folder:
+                fsync_file(self.path)
+                fsync_file(self.path.parent)
+                self._new_folder = False
 
     def recover(self, known_units: set[int], version: int) -> list[int]:
         """Make the table whole after a crash; return units that were committed but not in ``known_units``.
@@ -225,18 +232,17 @@ class EntryTable:
                 raise
             self._set_torn_versions_aside(version)
             self.refresh()
-        found = sorted(set(self.rows_by_unit()) - known_units)
         try:
-            for unit in found:
-                self._check_unit(unit)
+            found = self._checked_units(known_units)
         except KnowledgeBaseError:
             if not version or version >= self.version:
                 raise
             with writing(self.path):
                 lance.dataset(str(self.path), version=version).restore()
             self.refresh()
-            found = sorted(set(self.rows_by_unit()) - known_units)
-        self.sync()
+            found = self._checked_units(known_units)
+        if found:
+            self.sync(everything=True)
         return found
 
     def _set_torn_versions_aside(self, version: int) -> None:
@@ -251,22 +257,26 @@ class EntryTable:
                     file.rename(file.with_suffix(".torn"))
             fsync_file(folder)
 
-    def _check_unit(self, unit: int) -> None:
-        rows = np.flatnonzero(self.directory.unit == unit)
-        for column in self._columns:
-            self.latents(rows, column)
-        self.metadata(rows)
+    def _checked_units(self, known_units: set[int]) -> list[int]:
+        """Return the units of the table that are not known, once all of their rows have been read."""
+        found = sorted(set(self.rows_by_unit()) - known_units)
+        for unit in found:
+            rows = np.flatnonzero(self.directory.unit == unit)
+            self.metadata(rows)
+            for column in self._columns:
+                self.latents(rows, column)
+        return found
 
-    def compact(self, *, least: int = COMMITS_PER_COMPACTION) -> bool:
-        """Merge small fragments once there are more than ``least``, and delete what no version needs any more.
+    def compact(self, *, least: int | None = None) -> bool:
+        """Merge small fragments once there are more than ``least`` (by default COMMITS_PER_COMPACTION) of them.
 
-        Row positions stay. A reader of another process that had the table open has to open it again.
+        Row positions stay. Old versions stay too, until :meth:`drop_old_versions`.
 
         Raises:
             KnowledgeBaseError: The disk is full; nothing is lost.
         """
         small = [fragment for fragment in self._dataset.get_fragments() if fragment.count_rows() < ROWS_PER_FRAGMENT]
-        if len(small) <= max(1, least):
+        if len(small) <= max(1, COMMITS_PER_COMPACTION if least is None else least):
             return False
         units = self.directory.unit
         with writing(self.path):
@@ -274,11 +284,14 @@ class EntryTable:
             self.refresh()
             if not np.array_equal(units, self.directory.unit):
                 raise KnowledgeBaseError(f"compacting {self.path} changed the order of rows", expected="the same order")
-            self.sync()
+            self.sync(everything=True)
         return True
 
     def drop_old_versions(self) -> None:
-        """Delete versions and files that the newest version does not need (after it has been recorded as flushed)."""
+        """Delete versions and files that the newest version does not need (after it has been recorded as flushed).
+
+        A reader of another process that had the table open has to open it again.
+        """
         with writing(self.path):
             self._dataset.cleanup_old_versions(older_than=timedelta(0), delete_unverified=True)
             self._synced = {key for key in self._synced if (self.path / key).exists()}
