@@ -1,0 +1,115 @@
+"""Owns refusing what a build cannot use, before a network is called; must not know files."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from redi.attachment import stock_call
+from redi.errors import InputError, PlanError, UnsupportedError
+from redi.plan import Plan
+from redi.solvers import facts_for
+
+
+def check_pipeline(pipe: Any) -> None:
+    """Refuse a pipeline that does not go from noise and a prompt to a picture under an admitted scheduler.
+
+    Raises:
+        UnsupportedError: It starts from an image, takes no prompt or latents, or its scheduler is not admitted.
+    """
+    if not hasattr(pipe, "scheduler") or not callable(pipe):
+        raise UnsupportedError(f"a {type(pipe).__name__} to build with", expected="a Diffusers pipeline")
+    parameters = inspect.signature(stock_call(pipe)).parameters
+    if "image" in parameters or not {"prompt", "latents", "num_inference_steps"} <= set(parameters):
+        raise UnsupportedError(
+            f"{type(pipe).__name__} to build with",
+            expected="a text-to-image pipeline (image-to-image and inpainting start inside the schedule)",
+            fix="StableDiffusionPipeline.from_pipe(pipe) shares its weights",
+        )
+    facts_for(pipe.scheduler)
+
+
+def checked_prompts(prompts: Sequence[str]) -> tuple[str, ...]:
+    """Return the prompts.
+
+    Raises:
+        InputError: There are none, or they are no sequence of strings.
+    """
+    if isinstance(prompts, str) or not isinstance(prompts, Sequence):
+        raise InputError(
+            f"prompts of type {type(prompts).__name__}",
+            expected="a list of strings",
+            fix="redi.building.read_prompts(path) reads a file of prompts",
+        )
+    if not prompts:
+        raise InputError("no prompts", expected="at least one prompt")
+    for number, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            raise InputError(f"prompt {number} is a {type(prompt).__name__}", expected="text")
+    return tuple(prompts)
+
+
+def checked_seeds(noises: int | Sequence[int], kind: str) -> tuple[int, ...]:
+    """Return the seeds of the noise bank; none for independent noise.
+
+    Raises:
+        InputError: The kind of noise is unknown, or ``noises`` is neither a number of at least 1 nor seeds.
+    """
+    if kind not in ("shared", "independent"):
+        raise InputError(f"noise={kind!r}", expected="'shared' or 'independent'")
+    if isinstance(noises, int) and not isinstance(noises, bool):
+        if noises < 1:
+            raise InputError(f"noises={noises}", expected="at least 1 noise")
+        return tuple(range(noises)) if kind == "shared" else ()
+    if isinstance(noises, str | bool) or not isinstance(noises, Sequence):
+        raise InputError(f"noises={noises!r}", expected="a number of noises, or a list of seeds")
+    if kind == "independent":
+        raise InputError("a list of seeds for independent noise", expected="no seeds: entry i draws from seed i")
+    seeds = tuple(noises)
+    usable = all(isinstance(seed, int) and not isinstance(seed, bool) and 0 <= seed < 2**64 for seed in seeds)
+    if not seeds or not usable or len(set(seeds)) != len(seeds):
+        raise InputError(f"noises={noises!r}", expected="different seeds from 0 to 2**64 - 1, at least one")
+    return seeds
+
+
+def check_numbers(plan: Plan, guidance_scale: float, negative_prompt: str | None, **sizes: int) -> None:
+    """Refuse wrong types and sizes below 1.
+
+    Raises:
+        PlanError: ``plan`` is no plan.
+        InputError: Another argument is wrong.
+    """
+    if not isinstance(plan, Plan):
+        raise PlanError(f"plan of type {type(plan).__name__}", expected="a redi.Plan")
+    if isinstance(guidance_scale, bool) or not isinstance(guidance_scale, int | float):
+        raise InputError(f"guidance_scale={guidance_scale!r}", expected="a number")
+    if not math.isfinite(guidance_scale):
+        raise InputError(f"guidance_scale={guidance_scale!r}", expected="a finite number")
+    if negative_prompt is not None and not isinstance(negative_prompt, str):
+        raise InputError(
+            f"negative_prompt of type {type(negative_prompt).__name__}", expected="one text for all prompts"
+        )
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise InputError(f"{name}={size!r}", expected="a whole number of at least 1")
+
+
+def warn_of_long_prompts(pipe: Any, prompts: Sequence[str]) -> None:
+    """Warn of prompts that the tokenizer cuts off, and name the first few."""
+    tokenizer = getattr(pipe, "tokenizer", None)
+    longest = getattr(tokenizer, "model_max_length", None)
+    if tokenizer is None or not isinstance(longest, int):
+        return
+    # A token stands for a byte or more, and two tokens mark start and end: most prompts need no tokenizing.
+    suspects = [prompt for prompt in dict.fromkeys(prompts) if len(prompt.encode()) + 2 > longest]
+    too_long = [prompt for prompt in suspects if len(tokenizer(prompt, verbose=False)["input_ids"]) > longest]
+    if too_long:
+        named = "; ".join(f"{prompt[:60]!r}" for prompt in too_long[:3]) + ("; ..." if len(too_long) > 3 else "")
+        warnings.warn(
+            f"{len(too_long)} of {len(set(prompts))} prompts are longer than the {longest} tokens that the model reads "
+            f"and are cut off: {named}",
+            stacklevel=3,
+        )

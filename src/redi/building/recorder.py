@@ -1,0 +1,115 @@
+"""Owns recording trajectories with a stock pipeline (Algorithm 1's inner loop); must not know knowledge bases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from redi.attachment import stock_call
+from redi.engine import Jump, StopTrajectory, run
+
+_ABSENT = object()
+
+
+class Recorder:
+    """An engine policy that never jumps and keeps x after each of ``steps`` completed steps (Algorithm 1).
+
+    Args:
+        steps: Completed steps to keep.
+        stop: Whether to end the pipeline call after the last of them, by :class:`~redi.engine.StopTrajectory`.
+    """
+
+    key_step: int | None = None
+
+    def __init__(self, steps: Sequence[int], *, stop: bool) -> None:
+        self._steps, self._stop = tuple(sorted(set(steps))), stop
+        self._seen: dict[int, Tensor] = {}
+
+    def on_start(self, latents: Tensor) -> None:
+        """Start with nothing seen."""
+        self._seen.clear()
+
+    def at_key(self, latents: Tensor) -> Sequence[Jump | None]:
+        """Abstain."""
+        return [None] * len(latents)
+
+    def on_step(self, completed: int, latents: Tensor) -> None:
+        """Keep a copy, on the run's device, if this step is wanted."""
+        if completed not in self._steps:
+            return
+        self._seen[completed] = latents.clone()
+        if self._stop and completed == self._steps[-1]:
+            raise StopTrajectory
+
+    def recorded(self) -> dict[int, Tensor]:
+        """Return the latents (b, ...) by completed step, on the CPU, moved there in one transfer."""
+        together = torch.stack([self._seen[step] for step in self._steps]).cpu()
+        return dict(zip(self._steps, together, strict=True))
+
+
+@dataclass(frozen=True)
+class Call:
+    """How the pipeline is called, the same for every image; ``height`` and ``width`` in pixels."""
+
+    num_inference_steps: int
+    guidance_scale: float
+    negative_prompt: str | None
+    height: int
+    width: int
+
+    def arguments(self, prompts: Sequence[str]) -> dict[str, Any]:
+        """Return the keyword arguments for a batch; an empty negative prompt is left to the pipeline's default."""
+        negative = [self.negative_prompt] * len(prompts) if self.negative_prompt else None
+        return {**vars(self), "negative_prompt": negative, "prompt": list(prompts)}
+
+
+def record(
+    pipe: Any, call: Call, prompts: Sequence[str], noises: Tensor, steps: Sequence[int], *, stop: bool, images: bool
+) -> tuple[dict[int, Tensor], list[Any]]:
+    """Run the stock pipeline once for a batch and return what it passed through (Algorithm 1).
+
+    Args:
+        pipe: The pipeline; an enabled one records its full trajectories all the same.
+        call: Arguments of the call.
+        prompts: b prompts.
+        noises: (b, *shape) unit noise, not scaled, in the pipeline's dtype.
+        steps: Completed steps to keep.
+        stop: Whether to stop after the last of ``steps``; otherwise the trajectory is finished.
+        images: Whether to decode the finished trajectories.
+
+    Returns:
+        Latents (b, *shape) by step, on the CPU in the pipeline's dtype; and b PIL images, or none.
+    """
+    recorder = Recorder(steps, stop=stop)
+    pictures: list[Any] = []
+    try:
+        with quiet(pipe), run(pipe, recorder):
+            result = stock_call(pipe)(
+                **call.arguments(prompts),
+                latents=noises,
+                output_type="pil" if images else "latent",
+                return_dict=False,
+            )
+            pictures = list(result[0]) if images else []
+    except StopTrajectory:
+        pass
+    return recorder.recorded(), pictures
+
+
+@contextmanager
+def quiet(pipe: Any) -> Iterator[None]:
+    """Hide the pipeline's own progress bar inside the block; afterwards the user's settings are back."""
+    before = vars(pipe).get("_progress_bar_config", _ABSENT)
+    pipe.set_progress_bar_config(disable=True)
+    try:
+        yield
+    finally:
+        if before is _ABSENT:
+            del pipe._progress_bar_config
+        else:
+            pipe._progress_bar_config = before

@@ -1,0 +1,254 @@
+"""Owns building a knowledge base in this process (Algorithm 1), with resume; must not know how entries are stored."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from redi.building.checks import check_numbers, check_pipeline, checked_prompts, checked_seeds, warn_of_long_prompts
+from redi.building.previews import save_preview
+from redi.building.recorder import Call, record
+from redi.building.units import Unit, Work
+from redi.errors import IncompatibleError, KnowledgeBaseError
+from redi.identity import INFORMATION, compared, identity_of, latent_shape_of, library_versions
+from redi.knowledge_base import (
+    EntryBatch,
+    KnowledgeBase,
+    Manifest,
+    NoiseBank,
+    describe_differences,
+    differences,
+)
+from redi.knowledge_base.manifest import FILE_NAME
+from redi.plan import Plan
+
+_LEAST_UNIT = 64
+
+
+def build(
+    pipe: Any,
+    prompts: Sequence[str],
+    path: str | PathLike[str],
+    *,
+    plan: Plan,
+    noises: int | Sequence[int] = 16,
+    noise: str = "shared",
+    guidance_scale: float = 7.5,
+    negative_prompt: str = "",
+    height: int | None = None,
+    width: int | None = None,
+    batch_size: int = 16,
+    unit_size: int | None = None,
+    stop_at_value: bool = True,
+    previews: bool = False,
+    model_id: str | None = None,
+    revision: str | None = None,
+    progress: bool = True,
+) -> KnowledgeBase:
+    """Build a knowledge base, or go on with one: run each prompt once and keep key and values (Algorithm 1).
+
+    Prompt i starts from noise i mod M of the bank. After every unit the entries so far are durable: an interrupted
+    build (Ctrl-C, kill, full disk) goes on when it is called again with the same arguments.
+
+    Args:
+        pipe: A stock text-to-image pipeline, on any device and in any dtype.
+        prompts: One entry is recorded for each, repeats included.
+        path: Folder of the knowledge base; new, empty, or with the same build unfinished.
+        plan: The steps to record.
+        noises: How many noises the bank has (M; seeds 0 to M-1), or their seeds.
+        noise: ``"shared"``: from the bank; ``"independent"``: entry i from its own noise of seed i, for study only,
+            because such entries are too far apart to be retrieved.
+        guidance_scale: As for the pipeline.
+        negative_prompt: As for the pipeline, the same for all.
+        height: Pixels; by default the pipeline's.
+        width: Pixels; by default the pipeline's.
+        batch_size: Prompts in one pipeline call.
+        unit_size: Entries committed together; by default whole batches of at least 64 entries in all. A base that
+            is continued keeps its own.
+        stop_at_value: Whether to leave out the steps after the last value step.
+        previews: Whether to finish the trajectories and keep small pictures of them
+            (:func:`~redi.building.preview_path`); then ``stop_at_value`` is of no account.
+        model_id: Name of the model, for information; by default what the pipeline was loaded from.
+        revision: Of the model, for information.
+        progress: Whether to show entries done, rate and time left.
+
+    Returns:
+        The finished knowledge base. Entries whose latents are not finite are left out, and named in a warning.
+
+    Raises:
+        InputError: Prompts, noises or sizes that cannot be used.
+        PlanError: ``plan`` is no plan.
+        UnsupportedError: The pipeline or its scheduler is not admitted.
+        IncompatibleError: The folder holds a base that was built otherwise.
+        KnowledgeBaseError: The folder holds something else, another builder works on it, or the disk is full.
+    """
+    prompts, seeds = checked_prompts(prompts), checked_seeds(noises, noise)
+    if unit_size is None:
+        unit_size = batch_size * max(1, -(-_LEAST_UNIT // max(1, batch_size)))
+    check_numbers(plan, guidance_scale, negative_prompt, batch_size=batch_size, unit_size=unit_size)
+    check_pipeline(pipe)
+    work = Work(prompts, seeds, unit_size)
+    digest = work.digest()
+    warn_of_long_prompts(pipe, prompts)
+
+    shape = latent_shape_of(pipe, height, width)
+    factor = int(getattr(pipe, "vae_scale_factor", 8))
+    call = Call(plan.num_inference_steps, guidance_scale, negative_prompt, shape[1] * factor, shape[2] * factor)
+    identity = identity_of(pipe, revision=revision, **vars(call))
+    identity[INFORMATION]["model"] = model_id or identity[INFORMATION]["model"]
+    identity[INFORMATION]["prompts"] = {"count": len(prompts), "sha256": digest}
+    identity[INFORMATION]["unit_size"] = unit_size
+    manifest = Manifest(plan, identity, shape, {"kind": noise, "seeds": list(seeds)}, library_versions())
+
+    folder = Path(path)
+    if (folder / FILE_NAME).exists():
+        kb = KnowledgeBase.open(folder)
+        _check_same_build(kb, manifest)
+    else:
+        bank = NoiseBank.draw(seeds, shape)
+        references = _references(pipe, call, bank, plan, batch_size, progress=progress)
+        kb = KnowledgeBase.create(folder, manifest, bank, references)
+
+    work = Work(prompts, seeds, kb.manifest.identity[INFORMATION]["unit_size"])
+    with kb.lock():
+        _record_missing_units(pipe, call, kb, work, batch_size, stop_at_value, previews, progress)
+        if not _is_finished(kb):
+            kb.finish(device=pipe.device)
+    _warn_of_refused(kb)
+    return kb
+
+
+def _references(
+    pipe: Any, call: Call, bank: NoiseBank, plan: Plan, batch_size: int, *, progress: bool
+) -> dict[int, Tensor]:
+    """Return by key step where the empty prompt comes to from each noise: (M, *shape) float32.
+
+    Keys are stored as differences to these, which float16 resolves. Where they are not finite, zero.
+    """
+    parts: list[dict[int, Tensor]] = []
+    with tqdm(total=len(bank), unit="noise", desc="reference trajectories", disable=not progress) as bar:
+        for noises in torch.split(_in_dtype_of(pipe, bank.latents), batch_size):
+            if len(noises):
+                found, _ = record(pipe, call, [""] * len(noises), noises, plan.key_steps, stop=True, images=False)
+                parts.append(found)
+                bar.update(len(noises))
+    references = {}
+    for step in plan.key_steps if parts else ():
+        latents = torch.cat([part[step] for part in parts]).float()
+        finite = latents.flatten(1).isfinite().all(dim=1)
+        references[step] = torch.where(finite.reshape(-1, *[1] * (latents.ndim - 1)), latents, 0.0)
+    return references
+
+
+def _record_missing_units(
+    pipe: Any,
+    call: Call,
+    kb: KnowledgeBase,
+    work: Work,
+    batch_size: int,
+    stop_at_value: bool,
+    previews: bool,
+    progress: bool,
+) -> None:
+    done = kb.completed_units()
+    missing = [unit for unit in work if unit.number not in done]
+    left = sum(len(unit.prompts) for unit in missing)
+    total = len(work.prompts)
+    with tqdm(total=total, initial=total - left, unit="entry", desc=kb.path.name, disable=not progress) as bar:
+        for unit in missing:
+            _record_unit(pipe, call, kb, unit, batch_size, stop_at_value, previews, bar)
+
+
+def _record_unit(
+    pipe: Any,
+    call: Call,
+    kb: KnowledgeBase,
+    unit: Unit,
+    batch_size: int,
+    stop_at_value: bool,
+    previews: bool,
+    bar: Any,
+) -> None:
+    plan = kb.plan
+    steps = (*plan.key_steps, *plan.value_steps)
+    parts: list[dict[int, Tensor]] = []
+    for batch in unit.batches(batch_size):
+        noises = _in_dtype_of(pipe, _noises_of(kb.noise_bank, unit, batch, kb.manifest.latent_shape))
+        stop = stop_at_value and not previews
+        found, images = record(pipe, call, unit.prompts[batch], noises, steps, stop=stop, images=previews)
+        parts.append(found)
+        finite = found[plan.value_steps[-1]].flatten(1).isfinite().all(dim=1).tolist()
+        for slot, image in enumerate(images, batch.start):
+            if finite[slot - batch.start]:
+                save_preview(kb, unit.number, slot, image)
+        bar.update(len(noises))
+    latents = {step: torch.cat([part[step] for part in parts]) for step in steps}
+    kb.add_unit(
+        unit.number,
+        EntryBatch(
+            prompts=unit.prompts,
+            noise_ids=unit.noise_ids,
+            seeds=unit.seeds,
+            keys={step: latents[step] for step in plan.key_steps},
+            values={step: latents[step] for step in plan.value_steps},
+        ),
+    )
+
+
+def _noises_of(bank: NoiseBank, unit: Unit, batch: slice, shape: tuple[int, ...]) -> Tensor:
+    """Return the unit noise (b, *shape) of a batch's entries."""
+    if len(bank):
+        return bank.latents[list(unit.noise_ids[batch])]
+    return NoiseBank.draw(unit.seeds[batch], shape).latents
+
+
+def _in_dtype_of(pipe: Any, noises: Tensor) -> Tensor:
+    return noises.to(pipe.unet.dtype)
+
+
+def _check_same_build(kb: KnowledgeBase, manifest: Manifest) -> None:
+    """Refuse to go on with a base that was begun with other arguments.
+
+    Raises:
+        IncompatibleError: Something differs; the message prints both sides.
+    """
+    found = differences(_what_makes_entries(kb.manifest), _what_makes_entries(manifest))
+    if found:
+        raise IncompatibleError(
+            f"{kb.path} was begun with other arguments than this build's:\n{describe_differences(found)}",
+            expected="the same model, plan, noises and prompts",
+            fix="repeat the call that began it, or choose another folder",
+        )
+
+
+def _what_makes_entries(manifest: Manifest) -> dict[str, Any]:
+    return {
+        **compared(manifest.identity),
+        "plan": manifest.plan.to_dict(),
+        "noise": {"kind": manifest.noise["kind"], "seeds": manifest.noise["seeds"]},
+        "prompts": manifest.identity.get(INFORMATION, {}).get("prompts"),
+    }
+
+
+def _is_finished(kb: KnowledgeBase) -> bool:
+    try:
+        for step in kb.plan.key_steps:
+            kb.leave_one_out(step)
+    except KnowledgeBaseError:
+        return False
+    return True
+
+
+def _warn_of_refused(kb: KnowledgeBase) -> None:
+    refused = kb.refused()
+    if refused:
+        named = "; ".join(f"{each.prompt[:60]!r} ({each.reason})" for each in refused[:5])
+        more = f"; ... see {kb.path / 'refused.jsonl'}" if len(refused) > 5 else ""
+        warnings.warn(f"{len(refused)} entries were refused: {named}{more}", stacklevel=3)
