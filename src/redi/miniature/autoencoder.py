@@ -1,0 +1,66 @@
+"""Owns the training of the bundled autoencoder; must not know captions or the denoiser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from numpy.typing import NDArray
+from torch import Tensor
+
+from redi.miniature.architecture import make_autoencoder
+from redi.miniature.training import Stage, train
+
+KL_WEIGHT = 5e-4
+_EDGE_WEIGHT = 0.5
+
+
+def train_autoencoder(
+    stage: Stage, drawn: NDArray[np.uint8], folder: Path, *, device: torch.device
+) -> tuple[AutoencoderKL, dict[str, Any]]:
+    """Train the autoencoder on pictures (n, 3, 64, 64) and set its ``scaling_factor`` to make latents unit-sized.
+
+    The loss is the absolute and squared error of pixels, the absolute error of their horizontal and vertical differences, and a small
+    Kullback-Leibler term (Rombach et al., 2022, section 3.1).
+    """
+    torch.manual_seed(stage.seed)
+    autoencoder = make_autoencoder().to(device)
+
+    def loss_of(generator: torch.Generator) -> Tensor:
+        rows = torch.randint(len(drawn), (stage.batch_size,), generator=generator).numpy()
+        batch = to_unit(torch.from_numpy(drawn[rows]).to(device))
+        posterior = autoencoder.encode(batch).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=generator).to(device)
+        decoded = autoencoder.decode(posterior.mean + posterior.std * noise).sample
+        edges = sum((decoded.diff(dim=axis) - batch.diff(dim=axis)).abs().mean() for axis in (2, 3))
+        divergence = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
+        error = decoded - batch
+        loss: Tensor = error.abs().mean() + error.square().mean() + _EDGE_WEIGHT * edges + KL_WEIGHT * divergence
+        return loss
+
+    record = train(stage, autoencoder, loss_of, folder, device=device)
+    latents = encode(autoencoder, drawn[:2000])
+    autoencoder.register_to_config(scaling_factor=float(1.0 / latents.std()))
+    record["scaling_factor"] = autoencoder.config.scaling_factor
+    return autoencoder, record
+
+
+def to_unit(picture: Tensor) -> Tensor:
+    """Turn 0-255 integers into -1..1 floats."""
+    return picture.float() / 127.5 - 1.0
+
+
+@torch.no_grad()
+def encode(autoencoder: AutoencoderKL, drawn: NDArray[np.uint8], *, batch_size: int = 128) -> NDArray[np.float32]:
+    """Return the unscaled mean latents (n, 4, 16, 16) of pictures (n, 3, 64, 64)."""
+    device = next(autoencoder.parameters()).device
+    parts = [
+        autoencoder.encode(to_unit(torch.from_numpy(drawn[start : start + batch_size].copy()).to(device)))
+        .latent_dist.mean.cpu()
+        .numpy()
+        for start in range(0, len(drawn), batch_size)
+    ]
+    return np.concatenate(parts)

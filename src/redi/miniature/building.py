@@ -1,0 +1,198 @@
+"""Owns the order in which the bundled model's parts are trained, and the folder that they end in; must not know how
+a part is trained.
+
+A folder of a training run holds ``cache/`` (arrays), ``<stage>.checkpoint`` and ``<stage>.losses.jsonl``, and at the
+end ``model/``: a Diffusers folder in float16, the evaluator, and the training record.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from redi.errors import InputError
+from redi.miniature.architecture import assemble, make_text_encoder, make_tokenizer, make_unet
+from redi.miniature.autoencoder import encode, train_autoencoder
+from redi.miniature.dataset import cached, pictures, take_scenes
+from redi.miniature.denoiser import train_denoiser
+from redi.miniature.evaluator import Evaluator, load_evaluator, train_evaluator
+from redi.miniature.scenes import Scene
+from redi.miniature.scenes import captions as make_captions
+from redi.miniature.text_encoder import tokenize, tokenize_scenes, train_text_encoder
+from redi.miniature.training import Stage, replace_file
+
+STAGES = {
+    "tokenizer": Stage("tokenizer", 0, 0, 0.0, seed=1),
+    "text": Stage("text", 800, 128, 1e-3),
+    "autoencoder": Stage("autoencoder", 5000, 8, 1.5e-3, averaging=0.998),
+    "denoiser": Stage("denoiser", 12_000, 128, 1e-3, averaging=0.9995),
+    "evaluator": Stage("evaluator", 3000, 64, 2e-3, averaging=0.995),
+}
+"""The stages in their order, with what two CPU cores manage in about three hours."""
+
+_SCENES = 100_000
+_AUTOENCODER_SCENES = 12_000
+_EVALUATOR_SCENES = 40_000
+_SEEDS = {"autoencoder": 1, "text": 2, "denoiser": 2, "evaluator": 3}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run in one folder."""
+
+    folder: Path
+    device: torch.device
+    scenes: int = _SCENES
+
+    def train(self, name: str, *, steps: int | None = None) -> None:
+        """Train one stage, or finish it if it was begun; earlier stages must be there.
+
+        Raises:
+            InputError: The stage is unknown, or one that it builds on is not finished.
+        """
+        if name not in STAGES:
+            raise InputError(f"stage {name!r}", expected=f"one of {', '.join(STAGES)}")
+        stage = STAGES[name] if steps is None else replace(STAGES[name], steps=steps)
+        record = getattr(self, f"_train_{name}")(stage)
+        _write_json(self.folder / f"{name}.record.json", record | {"commit": _commit()})
+
+    def tokenizer(self) -> CLIPTokenizer:
+        """Return the learned tokenizer."""
+        return CLIPTokenizer.from_pretrained(self._finished("tokenizer"))
+
+    def text_encoder(self, *, trained_by: str = "denoiser") -> CLIPTextModel:
+        """Return the text encoder as the text stage or the denoiser stage left it."""
+        return _load(make_text_encoder(self.tokenizer()), self._finished(f"{trained_by}-text_encoder.safetensors"))
+
+    def autoencoder(self) -> AutoencoderKL:
+        """Return the trained autoencoder."""
+        return AutoencoderKL.from_pretrained(self._finished("vae"))
+
+    def unet(self) -> UNet2DConditionModel:
+        """Return the trained denoiser."""
+        return _load(make_unet(), self._finished("denoiser-unet.safetensors"))
+
+    def evaluator(self) -> Evaluator:
+        """Return the trained evaluator."""
+        return load_evaluator(self._finished("evaluator.safetensors"))
+
+    def export(self) -> Path:
+        """Write ``model/``: the stock pipeline's folder and the evaluator, float16, and the training record."""
+        target = self.folder / "model"
+        pipe = assemble(self.autoencoder(), self.text_encoder(), self.tokenizer(), self.unet())
+        pipe.to(torch.float16).save_pretrained(target)
+        half = {name: value.half() for name, value in self.evaluator().state_dict().items()}
+        (target / "evaluator").mkdir(exist_ok=True)
+        save_file(half, target / "evaluator" / "evaluator.safetensors")
+        records = {name: json.loads((self.folder / f"{name}.record.json").read_text()) for name in STAGES}
+        _write_json(target / "training.json", {"scenes": self.scenes, "stages": records})
+        return target
+
+    def _train_tokenizer(self, stage: Stage) -> dict[str, Any]:
+        texts = list(make_captions(20_000, seed=stage.seed, held_out=False))
+        tokenizer = make_tokenizer(texts, self.folder / "tokenizer")
+        return {"vocabulary": len(tokenizer), "captions": len(texts), "seed": stage.seed}
+
+    def _train_text(self, stage: Stage) -> dict[str, Any]:
+        descriptions = [scene.description for scene in self._scenes()]
+        encoder, record = train_text_encoder(
+            stage, self.tokenizer(), descriptions, self._tokens(), self.folder, device=self.device
+        )
+        _save(encoder, self.folder / "text-text_encoder.safetensors")
+        return record
+
+    def _train_autoencoder(self, stage: Stage) -> dict[str, Any]:
+        drawn = self._pictures("autoencoder", _AUTOENCODER_SCENES)
+        autoencoder, record = train_autoencoder(stage, drawn, self.folder, device=self.device)
+        autoencoder.save_pretrained(self.folder / "vae")
+        return record
+
+    def _train_denoiser(self, stage: Stage) -> dict[str, Any]:
+        text_encoder = self.text_encoder(trained_by="text")
+        empty = tokenize(self.tokenizer(), [""])[0]
+        unet, record = train_denoiser(
+            stage, text_encoder, self._latents(), self._tokens(), empty, self.folder, device=self.device
+        )
+        _save(unet, self.folder / "denoiser-unet.safetensors")
+        _save(text_encoder, self.folder / "denoiser-text_encoder.safetensors")
+        return record
+
+    def _train_evaluator(self, stage: Stage) -> dict[str, Any]:
+        drawn = self._pictures("evaluator", _EVALUATOR_SCENES)
+        scenes = take_scenes(_EVALUATOR_SCENES, seed=_SEEDS["evaluator"], held_out=False)
+        evaluator, record = train_evaluator(stage, drawn, scenes, self.folder, device=self.device)
+        _save(evaluator, self.folder / "evaluator.safetensors")
+        return record
+
+    def _finished(self, name: str) -> Path:
+        path = self.folder / name
+        if not path.exists():
+            raise InputError(f"{path} is missing", expected="the stage that writes it, finished", fix="train it first")
+        return path
+
+    def _scenes(self) -> list[Scene]:
+        return _scenes(self.scenes)
+
+    def _tokens(self) -> NDArray[np.int16]:
+        make = functools.partial(_tokenize, self)
+        return np.asarray(cached(self.folder / "cache" / "tokens.npy", make), np.int16)
+
+    def _latents(self) -> NDArray[np.float16]:
+        def make() -> NDArray[np.float16]:
+            autoencoder, scenes = self.autoencoder().to(self.device), self._scenes()
+            scale = autoencoder.config.scaling_factor
+            parts = [
+                (encode(autoencoder, pictures(scenes[start : start + 4096])) * scale).astype(np.float16)
+                for start in range(0, len(scenes), 4096)
+            ]
+            return np.concatenate(parts)
+
+        return np.asarray(cached(self.folder / "cache" / "latents.npy", make), np.float16)
+
+    def _pictures(self, name: str, count: int) -> NDArray[np.uint8]:
+        make: Callable[[], NDArray[Any]] = lambda: pictures(take_scenes(count, seed=_SEEDS[name], held_out=False))  # noqa: E731
+        return np.asarray(cached(self.folder / "cache" / f"{name}.npy", make), np.uint8)
+
+
+@functools.cache
+def _scenes(count: int) -> list[Scene]:
+    return take_scenes(count, seed=_SEEDS["denoiser"], held_out=False)
+
+
+def _tokenize(run: Run) -> NDArray[np.int16]:
+    return tokenize_scenes(run.tokenizer(), run._scenes())
+
+
+def _save(network: torch.nn.Module, path: Path) -> None:
+    state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    replace_file(path, lambda temporary: save_file(state, temporary))
+
+
+def _load(network: Any, path: Path) -> Any:
+    from safetensors.torch import load_file
+
+    network.load_state_dict(load_file(path))
+    return network.eval()
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    replace_file(path, lambda temporary: temporary.write_text(json.dumps(content, indent=2) + "\n"))
+
+
+def _commit() -> str:
+    """Return the source's commit, or "unknown" outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return result.stdout.strip() or "unknown"

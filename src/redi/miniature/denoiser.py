@@ -1,0 +1,74 @@
+"""Owns the training of the bundled denoiser (U-Net and text encoder together); must not know how captions are made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import CLIPTextModel
+
+from redi.miniature.architecture import make_noise_schedule, make_unet
+from redi.miniature.training import Stage, train
+
+_EMPTY_SHARE = 0.1
+_NOISE_BIAS = 0.75
+
+
+def train_denoiser(
+    stage: Stage,
+    text_encoder: CLIPTextModel,
+    latents: NDArray[np.float16],
+    tokens: NDArray[np.int16],
+    empty_tokens: NDArray[np.int16],
+    folder: Path,
+    *,
+    device: torch.device,
+) -> tuple[UNet2DConditionModel, dict[str, Any]]:
+    """Train a fresh U-Net, and the text encoder with it, to predict noise (section 3.2, equation 8 of the paper).
+
+    A tenth of the captions are emptied for classifier-free guidance (Ho and Salimans, 2022). Timesteps are drawn
+    with a mild bias to high noise, where a caption decides most.
+
+    Args:
+        stage: Length and speed of the training.
+        text_encoder: Trained further, in place.
+        latents: (n, 4, 16, 16), scaled to unit size.
+        tokens: (n, wordings, 40) token ids.
+        empty_tokens: (40,) token ids of the empty caption.
+        folder: Where checkpoint and losses go.
+        device: Where to train.
+    """
+    torch.manual_seed(stage.seed)
+    unet = make_unet()
+    network = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}).to(device)
+    alphas = make_noise_schedule().alphas_cumprod.to(device)
+    empty = torch.from_numpy(empty_tokens.astype(np.int64))
+    if device.type == "cpu":
+        unet.set_attn_processor(AttnProcessor())  # fused attention's backward pass is slow on CPUs
+        text_encoder.set_attn_implementation("eager")
+
+    def loss_of(generator: torch.Generator) -> Tensor:
+        count = stage.batch_size
+        rows = torch.randint(len(latents), (count,), generator=generator).numpy()
+        wording = torch.randint(tokens.shape[1], (count,), generator=generator).numpy()
+        ids = torch.from_numpy(tokens[rows, wording].astype(np.int64))
+        ids[torch.rand(count, generator=generator) < _EMPTY_SHARE] = empty
+        clean = torch.from_numpy(latents[rows].astype(np.float32)).to(device)
+        noise = torch.randn(clean.shape, generator=generator).to(device)
+        timesteps = (len(alphas) * torch.rand(count, generator=generator) ** _NOISE_BIAS).long().to(device)
+        signal = alphas[timesteps].view(-1, 1, 1, 1)
+        noisy = signal.sqrt() * clean + (1 - signal).sqrt() * noise
+        hidden = text_encoder(ids.to(device)).last_hidden_state
+        predicted = unet(noisy, timesteps, hidden).sample
+        return nn.functional.mse_loss(predicted.float(), noise)
+
+    record = train(stage, network, loss_of, folder, device=device)
+    unet.set_attn_processor(AttnProcessor2_0())
+    text_encoder.set_attn_implementation("sdpa")
+    return unet, record
