@@ -1,4 +1,4 @@
-"""Owns the exception tree of redi; knows nothing else.
+"""Owns the exception tree of redi and its warning; knows nothing else.
 
 RediError
 ├── PlanError            steps that do not fit each other
@@ -12,6 +12,9 @@ RediError
 """
 
 from __future__ import annotations
+
+import sys
+import warnings
 
 
 class RediError(Exception):
@@ -60,3 +63,15 @@ class InputError(RediError, ValueError):
 
 class MissingExtraError(RediError, ImportError):
     """An optional dependency that is not installed."""
+
+
+class RediWarning(UserWarning):
+    """Something that redi did not do as asked, and went on without: an image that ran in full, a prompt cut off."""
+
+
+def warn(message: str) -> None:
+    """Warn with a :class:`RediWarning` at the line outside of redi that led here."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "redi":
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, RediWarning, stacklevel=level)

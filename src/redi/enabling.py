@@ -1,0 +1,225 @@
+"""Owns the two verbs that attach a knowledge base to a pipeline, and the one to look; must not know files or weights.
+
+redi.enable(pipe, "my-base", value_step=40)
+image = pipe("an astronaut riding a horse").images[0]
+print(redi.summary(pipe))
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
+from typing import Any, TypedDict
+
+from redi.attachment import intercept_calls, interception_of, release
+from redi.compatibility import check_pipeline, complete_call, pipeline_differences
+from redi.errors import InputError, KnowledgeBaseError, RediError, warn
+from redi.jumping import JumpPolicy, JumpRule
+from redi.knowledge_base import KnowledgeBase, describe_differences
+from redi.reporting import reported_call
+from redi.retrieval import Combiner, Gate, Report, combiner, format_reports
+
+DEFAULT_QUANTILE = 0.95
+"""The gate that is used when none is named, as a quantile of the base's own leave-one-out distances."""
+
+
+class JumpOptions(TypedDict, total=False):
+    """The keyword arguments of :func:`enable`, as ``generate`` and ``stylize`` take them too."""
+
+    key_step: int | None
+    value_step: int | None
+    neighbors: int | None
+    weights: str | Combiner
+    max_distance: float | None
+    quantile: float | None
+    strict: bool
+
+
+class Enabled:
+    """A pipeline's calls going through a knowledge base; what :func:`enable` returns. As a context manager it
+    disables at the end of the block.
+
+    Attributes:
+        pipe: The pipeline.
+        base: The knowledge base.
+        rule: How images jump.
+        reports: One per image of the latest call.
+    """
+
+    def __init__(self, pipe: Any, base: KnowledgeBase, rule: JumpRule) -> None:
+        self.pipe, self.base, self.rule = pipe, base, rule
+        self.reports: list[Report] = []
+
+    def __call__(self, pipe: Any, call: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Make one call of the pipeline (Algorithm 2); returns what the pipeline returns."""
+        self.reports = []
+        arguments = complete_call(self.base, pipe, call, args, kwargs)
+        check_pipeline(self.base, pipe)
+        policy = JumpPolicy(self.base, pipe.scheduler, self.rule)
+        output, self.reports = reported_call(pipe, call, arguments, policy)
+        return output
+
+    def __enter__(self) -> Enabled:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if _enabled(self.pipe) is self:
+            release(self.pipe)
+
+    def __repr__(self) -> str:
+        rule = self.rule
+        limit = rule.gate.max_distance
+        gate = "no gate" if limit is None or math.isinf(limit) else f"up to distance {limit:.4g}"
+        return (
+            f"{self.base.path}: {len(self.base)} entries, {len(self.base.noise_bank)} noises; "
+            f"step {rule.key_step} -> {rule.value_step} of {self.base.plan.num_inference_steps}, "
+            f"{rule.neighbors} neighbours, {type(rule.combiner).__name__}, {gate}"
+        )
+
+
+def enable(
+    pipe: Any,
+    kb: KnowledgeBase | str | PathLike[str],
+    *,
+    key_step: int | None = None,
+    value_step: int | None = None,
+    neighbors: int | None = None,
+    weights: str | Combiner = "least-squares",
+    max_distance: float | None = None,
+    quantile: float | None = None,
+    strict: bool = False,
+) -> Enabled:
+    """Let every ``pipe(...)`` jump by the trajectories of a knowledge base (Algorithm 2), until :func:`disable`.
+
+    Settings that the base was built with (steps, guidance scale, negative prompt, size) need not be repeated in the
+    call, and may not contradict it. Noises come from the base's bank, chosen by the call's ``generator``. A second
+    time replaces the first. What the pipeline returns is what the pipeline made: images, latents, a tuple.
+
+    Args:
+        pipe: A Diffusers pipeline.
+        kb: A knowledge base, or its folder.
+        key_step: Completed steps after which the base is asked; by default the plan's.
+        value_step: Completed steps to go on from; by default the plan's last (the fewest calls).
+        neighbors: Entries to combine (H); by default what ``weights`` likes (the paper's 2).
+        weights: "least-squares" (the paper's), "affine", "nearest", "kriging", or an object of your own.
+        max_distance: An image whose nearest neighbour is further away runs in full; infinity for no limit.
+        quantile: The same as a quantile of the base's own leave-one-out distances; DEFAULT_QUANTILE if you name
+            neither and the base is finished.
+        strict: Raise where an image would run in full because its noise is foreign or its retrieval failed; by
+            default it warns.
+
+    Returns:
+        What is enabled; use it in a ``with`` statement to disable at its end.
+
+    Raises:
+        PlanError: The base does not hold that key or value step.
+        InputError: ``neighbors`` is not a number of at least 1.
+        RetrievalError: ``weights`` is unknown, or the gate is out of range.
+        KnowledgeBaseError: The base is missing, damaged or empty, or a quantile is asked of an unfinished one.
+        UnsupportedError: redi has not been tested with this pipeline or scheduler.
+        IncompatibleError: The pipeline is not the one that the base was built with; both sides are printed.
+    """
+    enabled = prepare(
+        pipe,
+        kb,
+        key_step=key_step,
+        value_step=value_step,
+        neighbors=neighbors,
+        weights=weights,
+        max_distance=max_distance,
+        quantile=quantile,
+        strict=strict,
+    )
+    intercept_calls(pipe, enabled)
+    return enabled
+
+
+def prepare(
+    pipe: Any,
+    kb: KnowledgeBase | str | PathLike[str],
+    *,
+    key_step: int | None = None,
+    value_step: int | None = None,
+    neighbors: int | None = None,
+    weights: str | Combiner = "least-squares",
+    max_distance: float | None = None,
+    quantile: float | None = None,
+    strict: bool = False,
+) -> Enabled:
+    """Check everything that :func:`enable` checks, and leave the pipeline as it is."""
+    base = open_base(kb)
+    key_step, value_step = base.plan.choose(key_step, value_step)
+    rule = combiner(weights)
+    neighbors = rule.default_neighbors if neighbors is None else neighbors
+    if isinstance(neighbors, bool) or not isinstance(neighbors, int) or neighbors < 1:
+        raise InputError(f"neighbors={neighbors!r}", expected="a whole number of at least 1")
+    asked = Gate(max_distance, quantile)
+    check_pipeline(base, pipe)
+    gate = _resolved(base, asked, key_step)
+    return Enabled(pipe, base, JumpRule(key_step, value_step, neighbors, rule, gate, strict))
+
+
+def open_base(kb: KnowledgeBase | str | PathLike[str]) -> KnowledgeBase:
+    """Return a knowledge base that has entries, opened if it is a path.
+
+    Raises:
+        KnowledgeBaseError: It is missing, damaged or empty.
+    """
+    base = kb if isinstance(kb, KnowledgeBase) else KnowledgeBase.open(kb)
+    if len(base) == 0:
+        raise KnowledgeBaseError(f"{base.path} has no entries", fix="build it first (redi build)")
+    return base
+
+
+def disable(pipe: Any) -> None:
+    """Give a pipeline its own call back; one that is not enabled stays as it is."""
+    release(pipe)
+
+
+def reports(pipe: Any) -> list[Report]:
+    """Return one report per image of the latest call since :func:`enable`; empty if there is none."""
+    enabled = _enabled(pipe)
+    return list(enabled.reports) if enabled else []
+
+
+def summary(pipe: Any) -> str:
+    """Return what is enabled on a pipeline, what happened to the images of its latest call, and what has changed."""
+    enabled = _enabled(pipe)
+    if enabled is None:
+        return f"redi is not enabled on this {type(pipe).__name__}. Enable it: redi.enable(pipe, kb)"
+    parts = [f"redi is enabled with {enabled!r}", *_changes(enabled)]
+    parts.append(format_reports(enabled.reports) if enabled.reports else "no image has been generated yet")
+    return "\n".join(parts)
+
+
+def _changes(enabled: Enabled) -> list[str]:
+    """Say what was replaced on the pipeline since it was enabled."""
+    try:
+        found = pipeline_differences(enabled.base, enabled.pipe)
+    except RediError as error:
+        return [f"the pipeline has changed, its next call will be refused: {error}"]
+    if not found:
+        return []
+    replaced = any(difference.field.startswith(("scheduler.", "prediction_type")) for difference in found)
+    what = "pipe.scheduler was replaced" if replaced else "the pipeline has changed"
+    more = f"\nand {len(found) - 3} more differences" if len(found) > 3 else ""
+    return [f"{what}; the next call will be refused:\n{describe_differences(found[:3])}{more}"]
+
+
+def _enabled(pipe: Any) -> Enabled | None:
+    around = interception_of(pipe)
+    return around if isinstance(around, Enabled) else None
+
+
+def _resolved(base: KnowledgeBase, asked: Gate, key_step: int) -> Gate:
+    """Return the gate as a distance; the default one is left out where the base has no distances to take it from."""
+    if asked.max_distance is not None:
+        return asked
+    if asked.quantile is not None:
+        return asked.resolve(base.leave_one_out(key_step))
+    try:
+        return Gate(quantile=DEFAULT_QUANTILE).resolve(base.leave_one_out(key_step))
+    except RediError as error:
+        warn(f"no gate: every image that has a neighbour jumps, however far it is, because {error}")
+        return Gate()
