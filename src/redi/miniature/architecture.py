@@ -1,4 +1,4 @@
-"""Owns the shapes of the bundled model's parts (all stock Diffusers and Transformers classes); must not know training."""
+"""Owns the shapes of the model's parts (stock Diffusers and Transformers classes); must not know training."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 LATENT_SIZE = 16
 MAX_TOKENS = 40
 TEXT_WIDTH = 160
+GUIDANCE_SCALE = 4.0
+"""The guidance scale that the bundled model looks best with."""
 
 NOISE_SCHEDULE: dict[str, Any] = {
     "num_train_timesteps": 1000,
@@ -92,9 +94,7 @@ def make_tokenizer(captions: list[str], folder: Path) -> CLIPTokenizer:
         for piece in (letter, letter + "</w>"):
             vocabulary.setdefault(piece, len(vocabulary))
     merges = [tuple(merge) for merge in learned["merges"]]
-    tokenizer = CLIPTokenizer(
-        vocab=vocabulary, merges=merges, pad_token="<|endoftext|>", model_max_length=MAX_TOKENS
-    )
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, pad_token="<|endoftext|>", model_max_length=MAX_TOKENS)
     tokenizer.save_pretrained(folder)
     return tokenizer
 

@@ -1,4 +1,4 @@
-"""Owns the arrays that training reads (pictures, token ids, labels), made from seeded scenes; must not know networks."""
+"""Owns the arrays that training reads (pictures, token ids), made from seeded scenes; must not know networks."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from redi.errors import InputError
 from redi.miniature.drawing import draw
 from redi.miniature.scenes import IMAGE_SIZE, Scene, caption, captioned_scenes
 from redi.miniature.training import replace_file
@@ -21,7 +22,9 @@ WORDINGS = 4
 def pictures(scenes: list[Scene], *, description: str = "drawing") -> NDArray[np.uint8]:
     """Draw scenes into an array (n, 3, 64, 64)."""
     drawn = np.empty((len(scenes), 3, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
-    for index, scene in enumerate(tqdm(scenes, desc=description, unit="picture", mininterval=5, disable=len(scenes) < 5000)):
+    for index, scene in enumerate(
+        tqdm(scenes, desc=description, unit="picture", mininterval=5, disable=len(scenes) < 5000)
+    ):
         drawn[index] = np.asarray(draw(scene)).transpose(2, 0, 1)
     return drawn
 
@@ -37,8 +40,12 @@ def wordings(scene: Scene) -> list[str]:
     return [caption(scene.description, rng) for _ in range(WORDINGS)]
 
 
-def cached(path: Path, make: Callable[[], NDArray[np.generic]]) -> NDArray[np.generic]:
-    """Return the array in ``path``, memory-mapped, making it first when it is not there."""
+def cached(path: Path, count: int, make: Callable[[], NDArray[np.generic]]) -> NDArray[np.generic]:
+    """Return the array of ``count`` rows in ``path``, memory-mapped, making it first when it is not there.
+
+    Raises:
+        InputError: The array there has another number of rows.
+    """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         array = make()
@@ -48,4 +55,11 @@ def cached(path: Path, make: Callable[[], NDArray[np.generic]]) -> NDArray[np.ge
                 np.save(file, array)
 
         replace_file(path, write)
-    return np.asarray(np.load(path, mmap_mode="r"))
+    array = np.asarray(np.load(path, mmap_mode="r"))
+    if len(array) != count:
+        raise InputError(
+            f"{path} holds {len(array)} rows",
+            expected=f"{count}",
+            fix="train into an empty folder",
+        )
+    return array

@@ -188,7 +188,12 @@ def _fill(pen: ImageDraw.ImageDraw, top: float, bottom: float, color: Color) -> 
 
 
 def _strokes(
-    pen: ImageDraw.ImageDraw, rng: np.random.Generator, count: int, area: tuple[float, float], shape: list[Point], color: Color
+    pen: ImageDraw.ImageDraw,
+    rng: np.random.Generator,
+    count: int,
+    area: tuple[float, float],
+    shape: list[Point],
+    color: Color,
 ) -> None:
     """Scatter ``count`` small strokes between two heights of the picture."""
     for _ in range(count):
@@ -244,7 +249,7 @@ def _night(pen: ImageDraw.ImageDraw, rng: np.random.Generator) -> None:
 
 def _wall(pen: ImageDraw.ImageDraw, rng: np.random.Generator) -> None:
     _fill(pen, 0, 1, (196, 128, 104))
-    offset, mortar = rng.integers(0, 12) * _SCALE, (228, 206, 192)
+    offset, mortar = int(rng.integers(0, 12)) * _SCALE, (228, 206, 192)
     for row in range(9):
         y = row * 8 * _SCALE
         pen.line([(0, y), (_CANVAS, y)], fill=mortar, width=_SCALE)

@@ -17,39 +17,41 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from numpy.typing import NDArray
+from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from redi.errors import InputError
-from redi.miniature.architecture import assemble, make_text_encoder, make_tokenizer, make_unet
+from redi.miniature.architecture import GUIDANCE_SCALE, assemble, make_text_encoder, make_tokenizer, make_unet
 from redi.miniature.autoencoder import encode, train_autoencoder
 from redi.miniature.dataset import cached, pictures, take_scenes
 from redi.miniature.denoiser import train_denoiser
 from redi.miniature.evaluator import Evaluator, load_evaluator, train_evaluator
 from redi.miniature.scenes import Scene
 from redi.miniature.scenes import captions as make_captions
+from redi.miniature.sheets import loss_curves, sheet
 from redi.miniature.text_encoder import tokenize, tokenize_scenes, train_text_encoder
-from redi.miniature.training import Stage, replace_file
+from redi.miniature.training import Stage, replace_file, write_json
 
 STAGES = {
     "tokenizer": Stage("tokenizer", 0, 0, 0.0, seed=1),
-    "text": Stage("text", 800, 128, 1e-3),
-    "autoencoder": Stage("autoencoder", 5000, 8, 1.5e-3, averaging=0.998),
-    "denoiser": Stage("denoiser", 12_000, 128, 1e-3, averaging=0.9995),
-    "evaluator": Stage("evaluator", 3000, 64, 2e-3, averaging=0.995),
+    "text": Stage("text", 300, 128, 1e-3),
+    "autoencoder": Stage("autoencoder", 4000, 8, 2e-3, averaging=0.998),
+    "denoiser": Stage("denoiser", 8000, 64, 1e-3, averaging=0.999),
+    "evaluator": Stage("evaluator", 2500, 48, 2e-3, averaging=0.995),
 }
 """The stages in their order, with what two CPU cores manage in about three hours."""
 
-_SCENES = 100_000
+_SCENES = 60_000
 _AUTOENCODER_SCENES = 12_000
-_EVALUATOR_SCENES = 40_000
+_EVALUATOR_SCENES = 30_000
 _SEEDS = {"autoencoder": 1, "text": 2, "denoiser": 2, "evaluator": 3}
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingRun:
     """One training run in one folder."""
 
     folder: Path
@@ -66,7 +68,7 @@ class Run:
             raise InputError(f"stage {name!r}", expected=f"one of {', '.join(STAGES)}")
         stage = STAGES[name] if steps is None else replace(STAGES[name], steps=steps)
         record = getattr(self, f"_train_{name}")(stage)
-        _write_json(self.folder / f"{name}.record.json", record | {"commit": _commit()})
+        write_json(self.folder / f"{name}.record.json", record | {"commit": _commit()})
 
     def tokenizer(self) -> CLIPTokenizer:
         """Return the learned tokenizer."""
@@ -97,8 +99,24 @@ class Run:
         (target / "evaluator").mkdir(exist_ok=True)
         save_file(half, target / "evaluator" / "evaluator.safetensors")
         records = {name: json.loads((self.folder / f"{name}.record.json").read_text()) for name in STAGES}
-        _write_json(target / "training.json", {"scenes": self.scenes, "stages": records})
+        write_json(target / "training.json", {"scenes": self.scenes, "stages": records})
+        losses = {name: self.folder / f"{name}.losses.jsonl" for name in STAGES if name != "tokenizer"}
+        loss_curves(losses, self.folder / "losses.png")
+        self._sample_sheet(pipe.to(torch.float32))
         return target
+
+    def _sample_sheet(self, pipe: StableDiffusionPipeline) -> None:
+        """Write ``samples.png``: pictures of held-out captions, 20 steps each."""
+        texts = list(make_captions(16, seed=0, held_out=True))
+        pipe.set_progress_bar_config(disable=True)
+        generators = [torch.Generator().manual_seed(seed) for seed in range(len(texts))]
+        images = pipe(texts, num_inference_steps=20, guidance_scale=GUIDANCE_SCALE, generator=generators).images
+        halves = [("", images[:8]), ("", images[8:])]
+        pages = [sheet([row], texts[start : start + 8]) for row, start in zip(halves, (0, 8), strict=True)]
+        page = Image.new("RGB", (pages[0].width, sum(part.height for part in pages)))
+        for part, top in zip(pages, (0, pages[0].height), strict=True):
+            page.paste(part, (0, top))
+        page.save(self.folder / "samples.png")
 
     def _train_tokenizer(self, stage: Stage) -> dict[str, Any]:
         texts = list(make_captions(20_000, seed=stage.seed, held_out=False))
@@ -147,7 +165,7 @@ class Run:
 
     def _tokens(self) -> NDArray[np.int16]:
         make = functools.partial(_tokenize, self)
-        return np.asarray(cached(self.folder / "cache" / "tokens.npy", make), np.int16)
+        return np.asarray(cached(self.folder / "cache" / "tokens.npy", self.scenes, make), np.int16)
 
     def _latents(self) -> NDArray[np.float16]:
         def make() -> NDArray[np.float16]:
@@ -159,11 +177,11 @@ class Run:
             ]
             return np.concatenate(parts)
 
-        return np.asarray(cached(self.folder / "cache" / "latents.npy", make), np.float16)
+        return np.asarray(cached(self.folder / "cache" / "latents.npy", self.scenes, make), np.float16)
 
     def _pictures(self, name: str, count: int) -> NDArray[np.uint8]:
         make: Callable[[], NDArray[Any]] = lambda: pictures(take_scenes(count, seed=_SEEDS[name], held_out=False))  # noqa: E731
-        return np.asarray(cached(self.folder / "cache" / f"{name}.npy", make), np.uint8)
+        return np.asarray(cached(self.folder / "cache" / f"{name}.npy", count, make), np.uint8)
 
 
 @functools.cache
@@ -171,7 +189,7 @@ def _scenes(count: int) -> list[Scene]:
     return take_scenes(count, seed=_SEEDS["denoiser"], held_out=False)
 
 
-def _tokenize(run: Run) -> NDArray[np.int16]:
+def _tokenize(run: TrainingRun) -> NDArray[np.int16]:
     return tokenize_scenes(run.tokenizer(), run._scenes())
 
 
@@ -185,10 +203,6 @@ def _load(network: Any, path: Path) -> Any:
 
     network.load_state_dict(load_file(path))
     return network.eval()
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    replace_file(path, lambda temporary: temporary.write_text(json.dumps(content, indent=2) + "\n"))
 
 
 def _commit() -> str:
