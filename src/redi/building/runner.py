@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tqdm.auto import tqdm
 from redi.building.checks import check_numbers, check_pipeline, checked_prompts, checked_seeds, warn_of_long_prompts
 from redi.building.previews import save_preview
 from redi.building.recorder import Call, record
-from redi.building.units import Unit, Work
+from redi.building.units import Unit, Work, digest_of
 from redi.errors import IncompatibleError, KnowledgeBaseError
 from redi.identity import INFORMATION, compared, identity_of, latent_shape_of, library_versions
 from redi.knowledge_base import (
@@ -26,6 +27,7 @@ from redi.knowledge_base import (
     describe_differences,
     differences,
 )
+from redi.knowledge_base.base import check_free
 from redi.knowledge_base.manifest import FILE_NAME
 from redi.plan import Plan
 
@@ -90,12 +92,12 @@ def build(
         KnowledgeBaseError: The folder holds something else, another builder works on it, or the disk is full.
     """
     prompts, seeds = checked_prompts(prompts), checked_seeds(noises, noise)
-    if unit_size is None:
-        unit_size = batch_size * max(1, -(-_LEAST_UNIT // max(1, batch_size)))
-    check_numbers(plan, guidance_scale, negative_prompt, batch_size=batch_size, unit_size=unit_size)
+    check_numbers(
+        plan, guidance_scale, negative_prompt, batch_size=batch_size, unit_size=1 if unit_size is None else unit_size
+    )
+    unit_size = unit_size or batch_size * -(-_LEAST_UNIT // batch_size)
     check_pipeline(pipe)
-    work = Work(prompts, seeds, unit_size)
-    digest = work.digest()
+    digest = digest_of(prompts)
     warn_of_long_prompts(pipe, prompts)
 
     shape = latent_shape_of(pipe, height, width)
@@ -107,110 +109,97 @@ def build(
     identity[INFORMATION]["unit_size"] = unit_size
     manifest = Manifest(plan, identity, shape, {"kind": noise, "seeds": list(seeds)}, library_versions())
 
-    folder = Path(path)
-    if (folder / FILE_NAME).exists():
-        kb = KnowledgeBase.open(folder)
-        _check_same_build(kb, manifest)
-    else:
-        bank = NoiseBank.draw(seeds, shape)
-        references = _references(pipe, call, bank, plan, batch_size, progress=progress)
-        kb = KnowledgeBase.create(folder, manifest, bank, references)
-
+    builder = _Builder(pipe, call, plan, batch_size, stop_at_value and not previews, previews, progress)
+    kb = builder.open_or_create(Path(path), manifest)
     work = Work(prompts, seeds, kb.manifest.identity[INFORMATION]["unit_size"])
     with kb.lock():
-        _record_missing_units(pipe, call, kb, work, batch_size, stop_at_value, previews, progress)
+        builder.record_missing(kb, work)
         if not _is_finished(kb):
             kb.finish(device=pipe.device)
     _warn_of_refused(kb)
     return kb
 
 
-def _references(
-    pipe: Any, call: Call, bank: NoiseBank, plan: Plan, batch_size: int, *, progress: bool
-) -> dict[int, Tensor]:
-    """Return by key step where the empty prompt comes to from each noise: (M, *shape) float32.
+@dataclass(frozen=True)
+class _Builder:
+    """One call of :func:`build`, its arguments checked."""
 
-    Keys are stored as differences to these, which float16 resolves. Where they are not finite, zero.
-    """
-    parts: list[dict[int, Tensor]] = []
-    with tqdm(total=len(bank), unit="noise", desc="reference trajectories", disable=not progress) as bar:
-        for noises in torch.split(_in_dtype_of(pipe, bank.latents), batch_size):
-            if len(noises):
-                found, _ = record(pipe, call, [""] * len(noises), noises, plan.key_steps, stop=True, images=False)
-                parts.append(found)
+    pipe: Any
+    call: Call
+    plan: Plan
+    batch_size: int
+    stop_at_value: bool
+    previews: bool
+    progress: bool
+
+    def open_or_create(self, folder: Path, manifest: Manifest) -> KnowledgeBase:
+        """Return the base to go on with, or a new one."""
+        if (folder / FILE_NAME).exists():
+            kb = KnowledgeBase.open(folder)
+            _check_same_build(kb, manifest)
+            return kb
+        check_free(folder)
+        bank = NoiseBank.draw(manifest.noise["seeds"], manifest.latent_shape)
+        return KnowledgeBase.create(folder, manifest, bank, self.references(bank))
+
+    def references(self, bank: NoiseBank) -> dict[int, Tensor]:
+        """Return by key step where the empty prompt comes to from each noise: (M, *shape) float32.
+
+        Keys are stored as differences to these, which float16 resolves. Where they are not finite, zero.
+        """
+        parts: list[dict[int, Tensor]] = []
+        with tqdm(total=len(bank), unit="noise", desc="reference trajectories", disable=not self.progress) as bar:
+            for noises in torch.split(bank.latents, self.batch_size) if len(bank) else ():
+                parts.append(self._record([""] * len(noises), noises, self.plan.key_steps, stop=True)[0])
                 bar.update(len(noises))
-    references = {}
-    for step in plan.key_steps if parts else ():
-        latents = torch.cat([part[step] for part in parts]).float()
-        finite = latents.flatten(1).isfinite().all(dim=1)
-        references[step] = torch.where(finite.reshape(-1, *[1] * (latents.ndim - 1)), latents, 0.0)
-    return references
+        references = {}
+        for step in self.plan.key_steps if parts else ():
+            latents = torch.cat([part[step] for part in parts]).float()
+            finite = latents.flatten(1).isfinite().all(dim=1)
+            references[step] = torch.where(finite.reshape(-1, *[1] * (latents.ndim - 1)), latents, 0.0)
+        return references
+
+    def record_missing(self, kb: KnowledgeBase, work: Work) -> None:
+        """Record every unit that the base does not hold; each is durable before the next begins."""
+        done = kb.completed_units()
+        missing = [unit for unit in work if unit.number not in done]
+        total = len(work.prompts)
+        held = total - sum(len(unit.prompts) for unit in missing)
+        with tqdm(total=total, initial=held, unit="entry", desc=kb.path.name, disable=not self.progress) as bar:
+            for unit in missing:
+                kb.add_unit(unit.number, self.record_unit(kb, unit, bar))
+
+    def record_unit(self, kb: KnowledgeBase, unit: Unit, bar: Any) -> EntryBatch:
+        """Record the entries of one unit (Algorithm 1), and save their previews."""
+        plan = self.plan
+        steps = (*plan.key_steps, *plan.value_steps)
+        parts: list[dict[int, Tensor]] = []
+        for batch in unit.batches(self.batch_size):
+            noises = _noises_of(kb, unit, batch)
+            found, images = self._record(unit.prompts[batch], noises, steps, stop=self.stop_at_value)
+            finite = found[steps[-1]].flatten(1).isfinite().all(dim=1).tolist()
+            for slot, image in enumerate(images):
+                if finite[slot]:
+                    save_preview(kb, unit.number, batch.start + slot, image)
+            parts.append(found)
+            bar.update(len(noises))
+        latents = {step: torch.cat([part[step] for part in parts]) for step in steps}
+        keys = {step: latents[step] for step in plan.key_steps}
+        values = {step: latents[step] for step in plan.value_steps}
+        return EntryBatch(unit.prompts, unit.noise_ids, unit.seeds, keys, values)
+
+    def _record(
+        self, prompts: Sequence[str], noises: Tensor, steps: Sequence[int], *, stop: bool
+    ) -> tuple[dict[int, Tensor], list[Any]]:
+        noises = noises.to(self.pipe.unet.dtype)
+        return record(self.pipe, self.call, prompts, noises, steps, stop=stop, images=self.previews and not stop)
 
 
-def _record_missing_units(
-    pipe: Any,
-    call: Call,
-    kb: KnowledgeBase,
-    work: Work,
-    batch_size: int,
-    stop_at_value: bool,
-    previews: bool,
-    progress: bool,
-) -> None:
-    done = kb.completed_units()
-    missing = [unit for unit in work if unit.number not in done]
-    left = sum(len(unit.prompts) for unit in missing)
-    total = len(work.prompts)
-    with tqdm(total=total, initial=total - left, unit="entry", desc=kb.path.name, disable=not progress) as bar:
-        for unit in missing:
-            _record_unit(pipe, call, kb, unit, batch_size, stop_at_value, previews, bar)
-
-
-def _record_unit(
-    pipe: Any,
-    call: Call,
-    kb: KnowledgeBase,
-    unit: Unit,
-    batch_size: int,
-    stop_at_value: bool,
-    previews: bool,
-    bar: Any,
-) -> None:
-    plan = kb.plan
-    steps = (*plan.key_steps, *plan.value_steps)
-    parts: list[dict[int, Tensor]] = []
-    for batch in unit.batches(batch_size):
-        noises = _in_dtype_of(pipe, _noises_of(kb.noise_bank, unit, batch, kb.manifest.latent_shape))
-        stop = stop_at_value and not previews
-        found, images = record(pipe, call, unit.prompts[batch], noises, steps, stop=stop, images=previews)
-        parts.append(found)
-        finite = found[plan.value_steps[-1]].flatten(1).isfinite().all(dim=1).tolist()
-        for slot, image in enumerate(images, batch.start):
-            if finite[slot - batch.start]:
-                save_preview(kb, unit.number, slot, image)
-        bar.update(len(noises))
-    latents = {step: torch.cat([part[step] for part in parts]) for step in steps}
-    kb.add_unit(
-        unit.number,
-        EntryBatch(
-            prompts=unit.prompts,
-            noise_ids=unit.noise_ids,
-            seeds=unit.seeds,
-            keys={step: latents[step] for step in plan.key_steps},
-            values={step: latents[step] for step in plan.value_steps},
-        ),
-    )
-
-
-def _noises_of(bank: NoiseBank, unit: Unit, batch: slice, shape: tuple[int, ...]) -> Tensor:
-    """Return the unit noise (b, *shape) of a batch's entries."""
-    if len(bank):
-        return bank.latents[list(unit.noise_ids[batch])]
-    return NoiseBank.draw(unit.seeds[batch], shape).latents
-
-
-def _in_dtype_of(pipe: Any, noises: Tensor) -> Tensor:
-    return noises.to(pipe.unet.dtype)
+def _noises_of(kb: KnowledgeBase, unit: Unit, batch: slice) -> Tensor:
+    """Return the unit noise (b, *shape) float32 of a batch's entries."""
+    if len(kb.noise_bank):
+        return kb.noise_bank.latents[list(unit.noise_ids[batch])]
+    return NoiseBank.draw(unit.seeds[batch], kb.manifest.latent_shape).latents
 
 
 def _check_same_build(kb: KnowledgeBase, manifest: Manifest) -> None:

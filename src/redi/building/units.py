@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -56,19 +56,18 @@ class Work:
         noise_ids = tuple(place % len(self.seeds) for place in places)
         return Unit(number, prompts, noise_ids, tuple(self.seeds[each] for each in noise_ids))
 
-    def digest(self) -> str:
-        """Return the SHA-256 of the prompts in their order.
 
-        Raises:
-            InputError: A prompt cannot be written as UTF-8.
-        """
-        digest = sha256()
-        for number, prompt in enumerate(self.prompts):
-            try:
-                data = prompt.encode()
-            except UnicodeEncodeError as error:
-                raise InputError(
-                    f"prompt {number}, {prompt!r}: {error}", expected="text that UTF-8 can hold"
-                ) from error
-            digest.update(len(data).to_bytes(8, "little") + data)
-        return digest.hexdigest()
+def digest_of(prompts: Sequence[str]) -> str:
+    """Return the SHA-256 of prompts in their order.
+
+    Raises:
+        InputError: A prompt cannot be written as UTF-8.
+    """
+    digest = sha256()
+    for number, prompt in enumerate(prompts):
+        try:
+            data = prompt.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"prompt {number}, {prompt!r}: {error}", expected="text that UTF-8 can hold") from error
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()

@@ -75,11 +75,11 @@ class KnowledgeBase:
         filled = {step: references.get(step, zero).detach().float().cpu() for step in manifest.plan.key_steps}
         noises = Noises(noise_bank, {**references, **filled})
         noises.check(manifest)
-        _check_free(folder)
+        check_free(folder)
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         with BuilderLock(folder / "lock").held():
-            _check_free(folder)
+            check_free(folder)
             written = replace(manifest, noise={**manifest.noise, "sha256": noises.save(folder)})
             table = EntryTable.create(folder / _TABLE, manifest.kb_id, _columns(manifest.plan), manifest.size)
             Ledger(folder / "ledger").flushed(table.version)
@@ -399,8 +399,12 @@ def _positions(rows: Tensor | Sequence[int]) -> npt.NDArray[np.int64]:
     return np.asarray(rows.cpu() if isinstance(rows, Tensor) else rows, dtype=np.int64).reshape(-1)
 
 
-def _check_free(folder: Path) -> None:
-    """Refuse a folder that holds anything but what a killed :meth:`KnowledgeBase.create` leaves."""
+def check_free(folder: Path) -> None:
+    """Refuse a folder that holds anything but what a killed :meth:`KnowledgeBase.create` leaves.
+
+    Raises:
+        KnowledgeBaseError: It does.
+    """
     found = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
     if folder.exists() and not folder.is_dir():
         raise KnowledgeBaseError(f"{folder} is a file", expected="a new or empty folder")

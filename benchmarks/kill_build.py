@@ -1,0 +1,71 @@
+"""Owns killing a build twenty times at random moments and checking what is left; must not know how entries are stored.
+
+Run from the repository: ``python benchmarks/kill_build.py [--kills 20] [--json FILE]``. Real processes are killed with
+SIGKILL while they build with the tests' tiny pipeline; one last build finishes. Prints ``name value bar ok|MISS``
+lines, writes the same as JSON, and exits 1 if a bar is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from redi.knowledge_base import KnowledgeBase
+from tiny import tiny_pipeline
+from tiny_build import build_tiny, kill_build, many_prompts, server
+
+
+def kill_and_finish(folder: Path, kills: int, prompts: int, seed: int) -> list[tuple[str, int, str]]:
+    """Return the figures, each with its bar: ``=n``, ``>=n``."""
+    context, moments = server(), random.Random(seed)
+    unfinished, lost, held = 0, 0, 0
+    for kill in range(kills):
+        seconds = moments.uniform(0.05, 1.2)
+        unfinished += kill_build(context, folder / "model", folder / "kb", prompts, seconds)
+        entries = len(KnowledgeBase.open(folder / "kb")) if (folder / "kb" / "manifest.json").exists() else 0
+        lost += max(0, held - entries)
+        held = entries
+        print(f"kill {kill + 1} of {kills} after {seconds:.2f} s: {entries} of {prompts} entries", file=sys.stderr)
+    kb = build_tiny(tiny_pipeline(folder / "model"), folder / "kb", many_prompts(prompts))
+    again, report = KnowledgeBase.open(folder / "kb"), kb.verify()
+    stored = again.prompts(range(len(again)))
+    return [
+        ("kills_while_building", unfinished, f">={kills}"),
+        ("entries_after_finishing", len(again), f"={prompts}"),
+        ("entries_lost", lost + len(set(many_prompts(prompts)) - set(stored)), "=0"),
+        ("entries_doubled", report.duplicates + len(stored) - len(set(stored)), "=0"),
+        ("verify_problems", len(report.damaged), "=0"),
+    ]
+
+
+def holds(value: int, bar: str) -> bool:
+    """Return whether a value clears its bar."""
+    return value >= int(bar[2:]) if bar.startswith(">=") else value == int(bar[1:])
+
+
+def main() -> int:
+    """Run, print, write, and return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--prompts", type=int, default=400)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--json", type=Path, default=Path("kill_build.json"))
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        figures = kill_and_finish(Path(folder), options.kills, options.prompts, options.seed)
+    rows = [{"name": name, "value": value, "bar": bar, "ok": holds(value, bar)} for name, value, bar in figures]
+    options.json.write_text(json.dumps({"seed": options.seed, "figures": rows}, indent=2) + "\n")
+    for row in rows:
+        print(row["name"], row["value"], row["bar"], "ok" if row["ok"] else "MISS")
+    return 0 if all(row["ok"] for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
