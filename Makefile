@@ -1,0 +1,56 @@
+# One command per concern, the same by hand and in CI. A fresh clone needs python3 (3.11 or later) and make.
+#
+#   make demo     install into .venv, build a base with the bundled model, leave demo/comparison.png and a report
+#   make test     run the tests
+#   make check    lint, format, types
+#   make bench    measure what the README claims; fails if a figure misses its bar
+#   make docs     write docs/cli.md from the help texts
+#   make clean    remove what the others made, .venv too
+#
+# PYTHON=python3.12 chooses the interpreter. TORCH_INDEX=https://download.pytorch.org/whl/cpu takes PyTorch without
+# CUDA from its own index, which saves some gigabytes on a machine without a GPU.
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+export HF_HUB_DISABLE_TELEMETRY ?= 1
+export DO_NOT_TRACK ?= 1
+
+.PHONY: venv demo test check bench docs clean
+.DEFAULT_GOAL := demo
+
+venv: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "redi needs Python 3.11 or later: make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable . --group dev
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/redi demo --out demo
+
+test: $(INSTALLED)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(TESTS)
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks.bench --out bench
+
+docs: $(INSTALLED)
+	$(BIN)/python -m redi.cli.reference > docs/cli.md
+
+clean:
+	rm -rf $(VENV) demo bench build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

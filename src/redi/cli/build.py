@@ -1,0 +1,102 @@
+"""Owns ``redi build``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from redi.cli import options
+from redi.pipelines import MINIATURE
+
+
+def build(
+    prompts: Annotated[
+        Path,
+        typer.Option(help="File of prompts: .txt, .jsonl, .csv, .parquet, or COCO's captions .json.", metavar="FILE"),
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder of the knowledge base: new, empty, or this build unfinished.", metavar="FOLDER")
+    ],
+    model: options.NewModel = MINIATURE,
+    steps: Annotated[int, typer.Option(help="Steps of the sampler's schedule.", metavar="N")] = 50,
+    key_step: Annotated[
+        int | None,
+        typer.Option(help="Completed steps of the key.  [default: 10, or the last of --key-steps]", metavar="N"),
+    ] = None,
+    value_steps: Annotated[
+        str, typer.Option(help="Completed steps of the values.", metavar="N,N,...", callback=options.checked_steps)
+    ] = "20,30,40",
+    key_steps: Annotated[
+        str | None,
+        typer.Option(help="More keys to record in the same pass.", metavar="N,N,...", callback=options.checked_steps),
+    ] = None,
+    scheduler: options.Scheduler = "pndm",
+    noises: Annotated[
+        int, typer.Option(help="Noises in the bank: pictures that one prompt can give.", metavar="N")
+    ] = 16,
+    noise: Annotated[
+        str,
+        typer.Option(
+            help="independent: every entry its own noise; for study, such a base retrieves nothing near.",
+            metavar="shared|independent",
+            callback=options.one_of(("shared", "independent")),
+        ),
+    ] = "shared",
+    guidance: Annotated[float, typer.Option(help="Guidance scale.", metavar="X")] = 7.5,
+    negative_prompt: Annotated[str, typer.Option(help="The same for all prompts.", metavar="TEXT")] = "",
+    batch_size: options.BatchSize = 16,
+    unit_size: Annotated[
+        int | None,
+        typer.Option(help="Entries committed together.  [default: whole batches, at least 64]", min=1, metavar="N"),
+    ] = None,
+    stop_at_value: Annotated[
+        bool, typer.Option("--stop-at-value/--no-stop-at-value", help="Leave out the steps after the last value.")
+    ] = True,
+    previews: Annotated[bool, typer.Option("--previews", help="Run to the end and keep small pictures.")] = False,
+    dtype: options.Dtype = "float32",
+    device: options.Device = None,
+) -> None:
+    """Build a knowledge base, or go on with one that was interrupted.
+
+    Every prompt is run once, and its latents after the key step and after the value steps are kept. Steps are counted
+    completed: --key-step 10 is after ten steps. Ctrl-C, a kill or a full disk lose nothing that was committed: the
+    same command goes on.
+
+    \b
+    Example:
+      redi build --prompts captions.txt --out my-base
+      redi build --model ./stable-diffusion-v1-5 --prompts captions.json --out sd15 \\
+        --scheduler dpm --steps 20 --key-step 5 --value-steps 10,15
+    """
+    from redi.building import read_prompts
+    from redi.plan import Plan
+
+    more = options.steps(key_steps) if key_steps else ()
+    key = key_step if key_step is not None else max(more, default=10)
+    plan = Plan(steps, key_step=key, value_steps=options.steps(value_steps), more_key_steps=more)
+    texts = read_prompts(prompts)
+
+    from redi.building import build as build_base
+    from redi.pipelines import load_pipeline, model_name
+
+    pipe = load_pipeline(model, scheduler=scheduler, dtype=dtype, device=device)
+    base = build_base(
+        pipe,
+        texts,
+        out,
+        plan=plan,
+        noises=noises,
+        noise=noise,
+        guidance_scale=guidance,
+        negative_prompt=negative_prompt,
+        batch_size=batch_size,
+        unit_size=unit_size,
+        stop_at_value=stop_at_value,
+        previews=previews,
+        model_id=model_name(model),
+    )
+    refused = len(base.refused())
+    told = f", {refused} refused (see {out / 'refused.jsonl'})" if refused else ""
+    typer.echo(f"{out}: {len(base)} entries{told}")

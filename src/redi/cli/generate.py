@@ -1,0 +1,59 @@
+"""Owns ``redi generate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from redi.cli import options
+
+
+def generate(
+    prompt: options.Prompts = None,
+    *,
+    kb: options.Base,
+    prompts: options.PromptFile = None,
+    model: options.Model = None,
+    key_step: options.KeyStep = None,
+    value_step: options.ValueStep = None,
+    neighbors: options.Neighbors = None,
+    weights: options.Weights = "least-squares",
+    max_distance: options.MaxDistance = None,
+    quantile: options.Quantile = None,
+    seed: options.Seed = 0,
+    batch_size: options.BatchSize = 16,
+    compare: options.Compare = False,
+    strict: options.Strict = False,
+    out: options.Out = Path("pictures"),
+    device: options.Device = None,
+) -> None:
+    """Generate pictures with a knowledge base.
+
+    Writes one PNG for each prompt, and report.json: what happened to each picture, its neighbours, calls and
+    milliseconds. With --compare also the runs in full, and comparison.png.
+
+    \b
+    Example:
+      redi generate "a red cat on the grass" "two boats at night" --kb my-base --compare
+      redi generate --prompts captions.txt --kb my-base --value-step 30 --weights kriging
+    """
+    from redi.cli.run import run_and_write
+
+    run_and_write(
+        "generate",
+        prompt,
+        prompts,
+        kb,
+        out,
+        model=model,
+        device=device,
+        seed=seed,
+        batch_size=batch_size,
+        compare=compare,
+        key_step=key_step,
+        value_step=value_step,
+        neighbors=neighbors,
+        weights=weights,
+        max_distance=max_distance,
+        quantile=quantile,
+        strict=strict,
+    )

@@ -1,0 +1,183 @@
+"""Owns ``redi inspect``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from redi.errors import InputError
+
+if TYPE_CHECKING:
+    from redi.knowledge_base import Entry, KnowledgeBase
+
+_PREVIEW_COLUMNS = 32
+_CELL = "\x1b[38;2;{};{};{}m\x1b[48;2;{};{};{}m▀"
+
+
+def inspect(
+    kb: Annotated[Path, typer.Argument(help="Folder of the knowledge base.", metavar="FOLDER")],
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read every row again: checksums, numbers, ids; exit 1 if damaged.")
+    ] = False,
+    entry: Annotated[
+        str | None, typer.Option(help="Show one entry, by its place (from 0) or the start of its id.", metavar="N|ID")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Tell what a knowledge base holds.
+
+    \b
+    Example:
+      redi inspect my-base
+      redi inspect my-base --verify
+      redi inspect my-base --entry 42
+    """
+    from redi.knowledge_base import KnowledgeBase
+
+    base = KnowledgeBase.open(kb)
+    facts = _facts_of_entry(base, entry) if entry is not None else _facts(base)
+    if verify:
+        found = base.verify()
+        facts["verified"] = {
+            "entries read": found.entries,
+            "doubled": found.duplicates,
+            "refused": found.refused,
+            "damaged": list(found.damaged),
+        }
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+    else:
+        _print(facts)
+    if verify:
+        typer.echo("clean" if found.clean else "damaged", err=as_json)
+        raise typer.Exit(0 if found.clean else 1)
+
+
+def _facts(base: KnowledgeBase) -> dict[str, Any]:
+    manifest = base.manifest
+    identity, plan = manifest.identity, base.plan
+    information, scheduler = identity.get("information", {}), identity.get("scheduler", {})
+    asked = information.get("prompts", {}).get("count")
+    size = sum(file.stat().st_size for file in base.path.rglob("*") if file.is_file())
+    return {
+        "knowledge base": str(base.path),
+        "id": manifest.kb_id,
+        "created": manifest.created,
+        "entries": f"{len(base)}" + (f" of {asked} prompts" if asked else ""),
+        "refused": len(base.refused()),
+        "size": f"{size / 1e6:.1f} MB",
+        "model": information.get("model"),
+        "pipeline": identity.get("pipeline"),
+        "dtype": identity.get("dtype"),
+        "scheduler": scheduler.get("class"),
+        "steps": plan.num_inference_steps,
+        "key steps": _listed(plan.key_steps),
+        "value steps": _listed(plan.value_steps),
+        "guidance": identity.get("guidance", {}),
+        "noise": f"{manifest.noise['kind']}, {len(base.noise_bank)} in the bank",
+        "latent": " x ".join(map(str, manifest.latent_shape)),
+        "distance to the nearest other entry": {f"key step {step}": _distances(base, step) for step in plan.key_steps},
+        "built with": manifest.library_versions,
+    }
+
+
+def _distances(base: KnowledgeBase, key_step: int) -> str:
+    """Return quantiles of the leave-one-out distances, or why there are none."""
+    from redi.errors import KnowledgeBaseError
+
+    try:
+        known = base.leave_one_out(key_step)
+    except KnowledgeBaseError as error:
+        return f"not known: {error.got}"
+    if not len(known):
+        return "not known: no two entries share a noise"
+    quantiles = known.quantile(known.new_tensor((0.05, 0.5, 0.95))).tolist()
+    return "5 % {:.4g}, median {:.4g}, 95 % {:.4g}".format(*quantiles)
+
+
+def _facts_of_entry(base: KnowledgeBase, asked: str) -> dict[str, Any]:
+    row, entry = _found(base, asked)
+    from redi.building import preview_path
+
+    preview = preview_path(base, entry)
+    norms = {f"key {step}": float(base.keys([row], step).norm()) for step in base.plan.key_steps}
+    norms |= {f"value {step}": float(base.values([row], step).norm()) for step in base.plan.value_steps}
+    return {
+        "entry": row,
+        "id": entry.entry_id.hex(),
+        "prompt": entry.prompt,
+        "noise": entry.noise_id,
+        "seed": entry.seed,
+        "unit": entry.unit,
+        "slot": entry.slot,
+        "norm": norms,
+        "preview": str(preview) if preview else "none (build with --previews)",
+    }
+
+
+def _found(base: KnowledgeBase, asked: str) -> tuple[int, Entry]:
+    """Return the place and facts of the entry that a place or the start of an id names."""
+    count = len(base)
+    if asked.isdigit() and int(asked) < count:
+        return int(asked), base.entries([int(asked)])[0]
+    wanted = asked.lower()
+    found = [
+        (start + place, entry)
+        for start in range(0, count, 4096)
+        for place, entry in enumerate(base.entries(range(start, min(start + 4096, count))))
+        if wanted and entry.entry_id.hex().startswith(wanted)
+    ]
+    if len(found) != 1:
+        raise InputError(
+            f"entry {asked!r}: {len(found)} entries have it",
+            expected=f"a place from 0 to {count - 1}, or the start of one id",
+        )
+    return found[0]
+
+
+def _print(facts: dict[str, Any]) -> None:
+    width = max(map(len, facts)) + 2
+    for name, value in facts.items():
+        lines = _lines(value)
+        typer.echo(f"{name:<{width}}{lines[0]}")
+        for line in lines[1:]:
+            typer.echo(" " * width + line)
+    preview = Path(str(facts.get("preview", "")))
+    if preview.is_file():
+        _show(preview)
+
+
+def _lines(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [f"{name}: {_rounded(item)}" for name, item in value.items()] or ["-"]
+    return ["-" if value is None else str(value)]
+
+
+def _rounded(value: Any) -> str:
+    if isinstance(value, list):
+        return "; ".join(map(str, value)) or "none"
+    return f"{value:.4g}" if isinstance(value, float) else repr(value) if value == "" else str(value)
+
+
+def _listed(steps: tuple[int, ...]) -> str:
+    return ", ".join(map(str, steps))
+
+
+def _show(preview: Path) -> None:
+    """Draw a picture in half blocks, if somebody looks."""
+    import sys
+
+    if not sys.stdout.isatty():
+        return
+    import numpy as np
+    from PIL import Image
+
+    with Image.open(preview) as opened:
+        small = opened.convert("RGB").resize((_PREVIEW_COLUMNS, _PREVIEW_COLUMNS))
+    lines = np.asarray(small).tolist()
+    for above, below in zip(lines[::2], lines[1::2], strict=True):
+        cells = (_CELL.format(*upper, *lower) for upper, lower in zip(above, below, strict=True))
+        typer.echo("".join(cells) + "\x1b[0m")

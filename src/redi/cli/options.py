@@ -1,0 +1,102 @@
+"""Owns the options that several commands take, and how their values are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from redi.pipelines import DTYPES, MINIATURE, SCHEDULERS
+
+
+def steps(text: str) -> tuple[int, ...]:
+    """Read step numbers separated by commas."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a list of steps such as 20,30,40") from None
+
+
+def checked_steps(text: str | None) -> str | None:
+    """Refuse, as wrong usage, what :func:`steps` cannot read."""
+    if text is not None:
+        steps(text)
+    return text
+
+
+def one_of(names: Collection[str]) -> Callable[[str | None], str | None]:
+    """Return a callback that takes these names only."""
+
+    def check(name: str | None) -> str | None:
+        if name is not None and name not in names:
+            raise typer.BadParameter(f"{name!r} is not one of {', '.join(names)}")
+        return name
+
+    return check
+
+
+Prompts = Annotated[list[str] | None, typer.Argument(help="One picture is made for each.", metavar="PROMPT...")]
+PromptFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--prompts", help="File with more prompts: .txt, .jsonl, .csv, .parquet, or COCO's .json.", metavar="FILE"
+    ),
+]
+Base = Annotated[Path, typer.Option("--kb", help="Folder of the knowledge base.", metavar="FOLDER")]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model", help="Where the model is.  [default: where the base's manifest says]", metavar="FOLDER|HUB-ID"
+    ),
+]
+NewModel = Annotated[str, typer.Option("--model", help="What to build with.", metavar=f"FOLDER|HUB-ID|{MINIATURE}")]
+Scheduler = Annotated[
+    str, typer.Option("--scheduler", help="The sampler.", metavar="|".join(SCHEDULERS), callback=one_of(SCHEDULERS))
+]
+Dtype = Annotated[
+    str,
+    typer.Option("--dtype", help="Numbers the model computes with.", metavar="|".join(DTYPES), callback=one_of(DTYPES)),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device", help="Where to compute, as torch names it.  [default: cuda if there, else cpu]", metavar="DEVICE"
+    ),
+]
+BatchSize = Annotated[int, typer.Option("--batch-size", help="Pictures in one pipeline call.", min=1, metavar="N")]
+KeyStep = Annotated[
+    int | None,
+    typer.Option("--key-step", help="Completed steps before the base is asked.  [default: the base's]", metavar="N"),
+]
+ValueStep = Annotated[
+    int | None,
+    typer.Option("--value-step", help="Completed steps to go on from.  [default: the base's last]", metavar="N"),
+]
+Neighbors = Annotated[
+    int | None,
+    typer.Option("--neighbors", help="Entries to combine (H).  [default: what the weights like]", metavar="N"),
+]
+Weights = Annotated[
+    str,
+    typer.Option("--weights", help="How entries are combined.", metavar="least-squares|affine|nearest|kriging"),
+]
+MaxDistance = Annotated[
+    float | None,
+    typer.Option(
+        "--max-distance", help="A picture whose nearest entry is further away runs in full; inf: no limit.", metavar="X"
+    ),
+]
+Quantile = Annotated[
+    float | None,
+    typer.Option("--quantile", help="The same limit, as a quantile (0 to 1) of the base's own distances.", metavar="X"),
+]
+Seed = Annotated[int, typer.Option("--seed", help="Chooses the noises from the base's bank.", min=0, metavar="N")]
+Compare = Annotated[
+    bool, typer.Option("--compare", help="Also run in full from the same noise, and write both side by side.")
+]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Fail where a picture would run in full because its retrieval failed.")
+]
+Out = Annotated[Path, typer.Option("--out", help="Folder for pictures and report.", metavar="FOLDER")]

@@ -1,0 +1,152 @@
+"""Owns the files that generating leaves behind, pictures and one JSON report; must not know how they were made."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from redi.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from redi.comparison import Column
+    from redi.generating import Generation
+    from redi.knowledge_base import KnowledgeBase
+    from redi.retrieval import Report
+
+REPORT, COMPARISON = "report.json", "comparison.png"
+_PER_BAND = 6
+
+
+def write_results(
+    folder: Path,
+    base: KnowledgeBase,
+    generations: Sequence[Generation],
+    *,
+    batch_size: int,
+    settings: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write every picture, the comparison if there are full runs, and last the report; return the report.
+
+    Args:
+        folder: Made if it is not there; files of the same names are replaced.
+        base: What they were generated with.
+        generations: In the order of the prompts.
+        batch_size: Pictures per pipeline call, for the milliseconds of one picture.
+        settings: What was asked for, for the report.
+
+    Raises:
+        InputError: The folder cannot be written.
+    """
+    milliseconds = [share_of(each.report, generations, place, batch_size) for place, each in enumerate(generations)]
+    records, columns = [], []
+    for place, each in enumerate(generations):
+        name = f"{place:03d}-{_slug(each.report.prompt)}"
+        record = {"file": f"{name}.png", **each.report.to_dict(), "milliseconds": milliseconds[place]}
+        write_picture(folder / record["file"], each.image)
+        if each.full_image is not None and each.full_report is not None:
+            record["full"] = {
+                "file": f"{name}-full.png",
+                "calls": each.full_report.calls,
+                "milliseconds": share_of(each.full_report, generations, place, batch_size),
+            }
+            write_picture(folder / record["full"]["file"], each.full_image)
+            columns.append(_column(each, each.full_image, record))
+        records.append(record)
+    if columns:
+        from redi.comparison import page
+
+        write_picture(folder / COMPARISON, page(columns, ("full", "ReDi"), per_band=_PER_BAND))
+    import redi
+
+    report = {
+        "redi": redi.__version__,
+        "knowledge_base": {"path": str(base.path), "id": base.manifest.kb_id, "entries": len(base)},
+        "settings": {name: _plain(value) for name, value in settings.items()},
+        "images": records,
+    }
+    write_json(folder / REPORT, report)
+    return report
+
+
+def share_of(report: Report, generations: Sequence[Generation], place: int, batch_size: int) -> float:
+    """Return the milliseconds of one picture: its batch's time over the pictures of that batch."""
+    start = place - place % batch_size
+    together = min(batch_size, len(generations) - start)
+    return (report.network_ms + report.retrieval_ms + report.rest_ms) / together
+
+
+def write_picture(path: Path, image: Image) -> None:
+    """Write a PNG, whole or not at all.
+
+    Raises:
+        InputError: It cannot be written.
+    """
+    buffer = BytesIO()
+    image.save(buffer, "PNG")
+    write_file(path, buffer.getvalue())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, whole or not at all.
+
+    Raises:
+        InputError: It cannot be written.
+    """
+    write_file(path, (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file so that a reader sees the old one or the new one, never a part; make its folder.
+
+    Raises:
+        InputError: It cannot be written; the old one stays.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+            Path(name).chmod(0o644)
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise InputError(
+            f"cannot write {path}: {error.strerror or error}",
+            expected="a folder, room on the disk and permission to write",
+            fix="make room, or choose another folder with --out",
+        ) from error
+
+
+def _column(each: Generation, full_image: Image, record: Mapping[str, Any]) -> Column:
+    from redi.comparison import Column
+
+    report = each.report
+    nearest = f", nearest at {report.neighbors[0].distance:.3g}" if report.neighbors else ""
+    decided = nearest if report.jumped else ", abstained"
+    notes = (
+        f"{record['full']['calls']} calls, {record['full']['milliseconds']:.0f} ms",
+        f"{report.calls} calls, {record['milliseconds']:.0f} ms{decided}",
+    )
+    return Column(report.prompt, (full_image, each.image), notes)
+
+
+def _plain(value: Any) -> Any:
+    """Return a setting as JSON keeps it; infinity has no number there."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _slug(prompt: str) -> str:
+    """Return a piece of a file name that tells the prompt to a reader."""
+    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:48].rstrip("-") or "picture"
