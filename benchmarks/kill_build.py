@@ -56,11 +56,12 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--prompts", type=int, default=400)
     parser.add_argument("--seed", type=int, default=int(time.time()))
-    parser.add_argument("--json", type=Path, default=Path("kill_build.json"))
+    parser.add_argument("--json", type=Path, default=Path("bench/kill_build.json"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         figures = kill_and_finish(Path(folder), options.kills, options.prompts, options.seed)
     rows = [{"name": name, "value": value, "bar": bar, "ok": holds(value, bar)} for name, value, bar in figures]
+    options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps({"seed": options.seed, "figures": rows}, indent=2) + "\n")
     for row in rows:
         print(row["name"], row["value"], row["bar"], "ok" if row["ok"] else "MISS")

@@ -374,3 +374,13 @@ def test_a_unit_holds_whole_batches_of_64_entries_or_more(pipe: Any, tmp_path: P
 def test_importing_the_package_does_not_import_torch() -> None:
     code = "import sys, redi.building; redi.building.read_prompts; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_progress_counts_entries_with_those_that_are_there_already(
+    finished: Finished, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipe, kb, _ = finished
+    build_tiny(pipe, kb.path, progress=True)
+    assert "20/20" in capsys.readouterr().err
+    build_tiny(pipe, kb.path)
+    assert capsys.readouterr().err == ""
