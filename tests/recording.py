@@ -12,7 +12,7 @@ from redi.engine import run
 from redi.identity import identity_of
 from redi.knowledge_base import EntryBatch, KnowledgeBase, Manifest, NoiseBank
 from redi.plan import Plan
-from tiny import Watcher
+from tiny import Watcher, noise
 
 SHAPE = (4, 8, 8)
 SEEDS = (11, 22, 33)
@@ -36,21 +36,14 @@ def record(
     """Build a base that holds every prompt under every noise (or once, under a noise of its own)."""
     bank = NoiseBank.draw(SEEDS if shared else (), SHAPE)
     identity = identity_of(pipe, num_inference_steps=plan.num_inference_steps, **GUIDANCE)
-    noise = {"kind": "shared" if shared else "independent", "seeds": list(bank.seeds)}
+    kind = {"kind": "shared" if shared else "independent", "seeds": list(bank.seeds)}
     references = {step: bank.latents.clone() for step in plan.key_steps}
-    base = KnowledgeBase.create(path, Manifest(plan, identity, SHAPE, noise), bank, references)
-    for unit, x_T in enumerate(bank.latents if shared else [None]):
-        seeds = [bank.seeds[unit]] * len(prompts) if x_T is not None else [1000 + i for i in range(len(prompts))]
+    base = KnowledgeBase.create(path, Manifest(plan, identity, SHAPE, kind), bank, references)
+    runs = [[seed] * len(prompts) for seed in bank.seeds] if shared else [[1000 + i for i in range(len(prompts))]]
+    for unit, seeds in enumerate(runs if prompts else []):
         watcher = Watcher()
         with run(pipe, watcher):
-            full_images(
-                pipe,
-                prompts,
-                NoiseBank.draw(seeds[:1], SHAPE).latents.repeat(len(prompts), 1, 1, 1)
-                if shared
-                else NoiseBank.draw(seeds, SHAPE).latents,
-                plan.num_inference_steps,
-            )
+            full_images(pipe, prompts, noise(*seeds), plan.num_inference_steps)
         keys = {step: watcher.seen[step] for step in plan.key_steps}
         values = {step: watcher.seen[step] for step in plan.value_steps}
         noise_ids = [unit if shared else -1] * len(prompts)

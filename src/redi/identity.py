@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -121,13 +122,15 @@ def latent_shape_of(pipe: Any, height: int | None = None, width: int | None = No
 
 def library_versions() -> dict[str, str]:
     """Return the installed versions of redi and of the libraries that compute its numbers."""
-    found = {}
-    for name in ("redi", "diffusers", "transformers", "torch"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    return {name: _version(name) for name in ("redi", "diffusers", "transformers", "torch")}
+
+
+@functools.cache
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _denoiser(pipe: Any) -> Any:
