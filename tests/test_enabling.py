@@ -157,7 +157,7 @@ def test_foreign_latents_abstain_bit_for_bit_and_say_so(ground: Ground) -> None:
     foreign = noise(999)
     plain = full_images(pipe, [NEW], foreign, 12)
     redi.enable(pipe, ground.base("dpm"), max_distance=1e9)
-    with pytest.warns(RediWarning, match="not in the knowledge base's noise bank") as caught:
+    with pytest.warns(RediWarning, match="does not hold the initial latents of image 1") as caught:
         abstained = call(pipe, NEW, latents=foreign)
     assert [each.filename for each in caught if each.category is RediWarning] == [__file__]
     assert torch.equal(abstained, plain)
@@ -168,7 +168,7 @@ def test_foreign_latents_abstain_bit_for_bit_and_say_so(ground: Ground) -> None:
 def test_foreign_latents_raise_if_strict(ground: Ground) -> None:
     pipe = ground.pipe()
     redi.enable(pipe, ground.base(), strict=True)
-    with pytest.raises(NoiseError, match="image 2 are not in"):
+    with pytest.raises(NoiseError, match="does not hold the initial latents of image 2"):
         call(pipe, [NEW, NEW], latents=torch.cat([NOISES[:1], noise(999)]))
     assert redi.reports(pipe) == []
 
@@ -204,7 +204,7 @@ def test_a_damaged_entry_keeps_only_its_own_image_from_jumping(ground: Ground, t
     pipe = ground.pipe()
     base = ground.base()
     redi.enable(pipe, base, weights=_Refusing(base.keys([0], 3)[0]), max_distance=1e9)
-    with pytest.warns(RediWarning, match="image 1 could not be retrieved for"):
+    with pytest.warns(RediWarning, match="retrieval failed for image 1"):
         call(pipe, [PROMPTS[0], NEW], latents=NOISES[:2])
     assert [report.jumped for report in redi.reports(pipe)] == [False, True]
 

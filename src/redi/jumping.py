@@ -118,7 +118,7 @@ class JumpPolicy(NoiseWatch):
         if not foreign:
             return
         error = NoiseError(
-            f"the initial latents of {_images(foreign)} are not in the knowledge base's noise bank",
+            f"the knowledge base's noise bank does not hold the initial latents of {_images(foreign)}",
             expected="one of its noises: entries of another noise are far away whatever the prompt",
             fix="pass no latents= and let redi choose by generator=, or take them from kb.noise_bank.latents",
         )
@@ -172,7 +172,7 @@ class JumpPolicy(NoiseWatch):
                 raise
             if len(images) > 1:
                 return [decision for image in images for decision in self._decide(latents, [image])]
-            self.warnings.append(f"{_images(images)} could not be retrieved for and runs in full.\n  {error}")
+            self.warnings.append(f"retrieval failed for {_images(images)}, which runs in full.\n  {error}")
             return [Decision(noise_ids[0], f"retrieval failed: {error.got}")]
 
 
