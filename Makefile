@@ -46,7 +46,7 @@ check: $(INSTALLED)
 	$(BIN)/mypy
 
 bench: $(INSTALLED)
-	$(BIN)/python -m benchmarks.bench --out bench
+	$(BIN)/python benchmarks/bench.py --out bench
 
 docs: $(INSTALLED)
 	$(BIN)/python -m redi.cli.reference > docs/cli.md

@@ -135,6 +135,15 @@ def model_name(model: str) -> str:
     return str(Path(model).resolve()) if model != MINIATURE and Path(model).is_dir() else model
 
 
+def default_guidance(model: str) -> float:
+    """Return the guidance scale to use with a model when none is asked for: Stable Diffusion's, or the miniature's."""
+    if model != MINIATURE:
+        return 7.5
+    from redi.miniature.architecture import GUIDANCE_SCALE
+
+    return GUIDANCE_SCALE
+
+
 def _loaded(model: str, dtype: str) -> Any:
     import torch
     from diffusers import DiffusionPipeline

@@ -46,17 +46,21 @@ def write_results(
     Raises:
         InputError: The folder cannot be written.
     """
-    milliseconds = [share_of(each.report, generations, place, batch_size) for place, each in enumerate(generations)]
+    count = len(generations)
     records, columns = [], []
     for place, each in enumerate(generations):
         name = f"{place:03d}-{_slug(each.report.prompt)}"
-        record = {"file": f"{name}.png", **each.report.to_dict(), "milliseconds": milliseconds[place]}
+        record = {
+            "file": f"{name}.png",
+            **each.report.to_dict(),
+            "milliseconds": per_picture(_total(each.report), count, place, batch_size),
+        }
         write_picture(folder / record["file"], each.image)
         if each.full_image is not None and each.full_report is not None:
             record["full"] = {
                 "file": f"{name}-full.png",
                 "calls": each.full_report.calls,
-                "milliseconds": share_of(each.full_report, generations, place, batch_size),
+                "milliseconds": per_picture(_total(each.full_report), count, place, batch_size),
             }
             write_picture(folder / record["full"]["file"], each.full_image)
             columns.append(_column(each, each.full_image, record))
@@ -77,11 +81,17 @@ def write_results(
     return report
 
 
-def share_of(report: Report, generations: Sequence[Generation], place: int, batch_size: int) -> float:
-    """Return the milliseconds of one picture: its batch's time over the pictures of that batch."""
+def per_picture(of_batch: float, count: int, place: int, batch_size: int) -> float:
+    """Return one picture's part of what was measured of its whole batch.
+
+    Args:
+        of_batch: Measured of the batch, such as milliseconds.
+        count: Pictures in all.
+        place: The picture's.
+        batch_size: Pictures per pipeline call.
+    """
     start = place - place % batch_size
-    together = min(batch_size, len(generations) - start)
-    return (report.network_ms + report.retrieval_ms + report.rest_ms) / together
+    return of_batch / min(batch_size, count - start)
 
 
 def write_picture(path: Path, image: Image) -> None:
@@ -127,6 +137,10 @@ def write_file(path: Path, data: bytes) -> None:
             expected="a folder, room on the disk and permission to write",
             fix="make room, or choose another folder with --out",
         ) from error
+
+
+def _total(report: Report) -> float:
+    return report.network_ms + report.retrieval_ms + report.rest_ms
 
 
 def _column(each: Generation, full_image: Image, record: Mapping[str, Any]) -> Column:

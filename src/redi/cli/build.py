@@ -44,7 +44,9 @@ def build(
             callback=options.one_of(("shared", "independent")),
         ),
     ] = "shared",
-    guidance: Annotated[float, typer.Option(help="Guidance scale.", metavar="X")] = 7.5,
+    guidance: Annotated[
+        float | None, typer.Option(help="Guidance scale.  [default: 7.5; for the miniature its own]", metavar="X")
+    ] = None,
     negative_prompt: Annotated[str, typer.Option(help="The same for all prompts.", metavar="TEXT")] = "",
     batch_size: options.BatchSize = 16,
     unit_size: Annotated[
@@ -79,7 +81,7 @@ def build(
     texts = read_prompts(prompts)
 
     from redi.building import build as build_base
-    from redi.pipelines import load_pipeline, model_name
+    from redi.pipelines import default_guidance, load_pipeline, model_name
 
     pipe = load_pipeline(model, scheduler=scheduler, dtype=dtype, device=device)
     base = build_base(
@@ -89,7 +91,7 @@ def build(
         plan=plan,
         noises=noises,
         noise=noise,
-        guidance_scale=guidance,
+        guidance_scale=default_guidance(model) if guidance is None else guidance,
         negative_prompt=negative_prompt,
         batch_size=batch_size,
         unit_size=unit_size,
