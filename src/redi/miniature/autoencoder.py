@@ -55,7 +55,7 @@ def to_unit(picture: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def encode(autoencoder: AutoencoderKL, drawn: NDArray[np.uint8], *, batch_size: int = 128) -> NDArray[np.float32]:
+def encode(autoencoder: AutoencoderKL, drawn: NDArray[np.uint8], *, batch_size: int = 32) -> NDArray[np.float32]:
     """Return the unscaled mean latents (n, 4, 16, 16) of pictures (n, 3, 64, 64)."""
     device = next(autoencoder.parameters()).device
     parts = [

@@ -30,6 +30,8 @@ _GRID = 16
 _CELL = IMAGE_SIZE / _GRID
 _STYLES = (PLAIN, *STYLES)
 _PRESENT = 0.5
+_APART = 10.0
+"""Pixels: of two kinds seen closer together than objects can be, the surer one is there."""
 
 
 @dataclass(frozen=True)
@@ -187,10 +189,12 @@ def _readings(out: dict[str, Tensor]) -> list[Reading]:
     peak, where = scores.flatten(2).max(dim=2)
     readings = []
     for row in range(len(scores)):
-        objects = []
-        for kind in (peak[row] > _PRESENT).nonzero().flatten().tolist():
+        objects: list[Placement] = []
+        for kind in peak[row].argsort(descending=True).tolist():
             cell = divmod(int(where[row, kind]), _GRID)
             y, x = _centre(scores[row, kind], cell)
+            if peak[row, kind] < _PRESENT or any(np.hypot(x - item.x, y - item.y) < _APART for item in objects):
+                continue
             color = colors[int(out["color"][row, :, cell[0], cell[1]].argmax())]
             size = sizes[int(out["size"][row, :, cell[0], cell[1]].argmax())]
             objects.append(Placement(kinds[kind], color, size, x, y, 9.0 if size == "small" else 14.0))

@@ -33,13 +33,13 @@ from redi.miniature.scenes import Scene
 from redi.miniature.scenes import captions as make_captions
 from redi.miniature.sheets import loss_curves, sheet
 from redi.miniature.text_encoder import tokenize, tokenize_scenes, train_text_encoder
-from redi.miniature.training import Stage, replace_file, write_json
+from redi.miniature.training import Stage, read_losses, replace_file, write_json
 
 STAGES = {
     "tokenizer": Stage("tokenizer", 0, 0, 0.0, seed=1),
     "text": Stage("text", 300, 128, 1e-3),
     "autoencoder": Stage("autoencoder", 4000, 8, 2e-3, averaging=0.998),
-    "denoiser": Stage("denoiser", 8000, 64, 1e-3, averaging=0.999),
+    "denoiser": Stage("denoiser", 6500, 64, 1e-3, averaging=0.999),
     "evaluator": Stage("evaluator", 2500, 48, 2e-3, averaging=0.995),
 }
 """The stages in their order, with what two CPU cores manage in about three hours."""
@@ -99,8 +99,10 @@ class TrainingRun:
         (target / "evaluator").mkdir(exist_ok=True)
         save_file(half, target / "evaluator" / "evaluator.safetensors")
         records = {name: json.loads((self.folder / f"{name}.record.json").read_text()) for name in STAGES}
-        write_json(target / "training.json", {"scenes": self.scenes, "stages": records})
         losses = {name: self.folder / f"{name}.losses.jsonl" for name in STAGES if name != "tokenizer"}
+        for name, path in losses.items():
+            records[name]["final_loss"] = read_losses(path)[-1]["loss"]
+        write_json(target / "training.json", {"scenes": self.scenes, "stages": records})
         loss_curves(losses, self.folder / "losses.png")
         self._sample_sheet(pipe.to(torch.float32))
         return target
