@@ -4,6 +4,8 @@
 #   make test     run the tests
 #   make check    lint, format, types
 #   make bench    measure what the README claims; fails if a figure misses its bar
+#   make bench-kill   kill a build twenty times and count what is left
+#   make figures  write the README's figures and picture from what demo and bench left
 #   make docs     write docs/cli.md from the help texts
 #   make clean    remove what the others made, .venv too
 #
@@ -21,7 +23,7 @@ INSTALLED := $(VENV)/.installed
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export DO_NOT_TRACK ?= 1
 
-.PHONY: venv demo test check bench docs clean
+.PHONY: venv demo test check bench bench-kill figures docs clean
 .DEFAULT_GOAL := demo
 
 venv: $(INSTALLED)
@@ -47,6 +49,12 @@ check: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/bench.py --out bench
+
+bench-kill: $(INSTALLED)
+	$(BIN)/python benchmarks/kill_build.py --json bench/kill_build.json
+
+figures: $(INSTALLED)
+	$(BIN)/python benchmarks/readme.py
 
 docs: $(INSTALLED)
 	$(BIN)/python -m redi.cli.reference > docs/cli.md
