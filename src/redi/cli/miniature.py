@@ -69,7 +69,7 @@ def evaluate(
     Example: redi miniature evaluate --captions 1000
     """
     from redi.miniature.evaluation import evaluate_model, format_evaluation
-    from redi.miniature.training import write_json
+    from redi.results import write_json
 
     result = evaluate_model(
         model,

@@ -1,1 +1,1 @@
-"""Owns the bundled text-to-image model (scenes, training, weights, evaluator); must not know the rest of redi."""
+"""Owns the bundled text-to-image model (scenes, training, weights, evaluator); must not know knowledge bases."""

@@ -98,7 +98,9 @@ def format_evaluation(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _line(name: str, value: float, bar: float | None) -> str:
+def _line(name: str, value: float | None, bar: float | None) -> str:
+    if value is None:
+        return f"  {name:<18} -"
     verdict = "" if bar is None else f"  {bar:.2f} {'ok' if value >= bar else 'MISS'}"
     return f"  {name:<18} {value:.3f}{verdict}"
 

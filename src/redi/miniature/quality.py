@@ -57,8 +57,8 @@ def faithful(description: Description, reading: Reading) -> Faithfulness:
     return Faithfulness(objects, kinds, sizes, _relation_holds(description, reading), background, style)
 
 
-def summarize(descriptions: Sequence[Description], readings: Sequence[Reading]) -> dict[str, float]:
-    """Return shares of pictures, by attribute and by number of objects; NaN where no caption says it."""
+def summarize(descriptions: Sequence[Description], readings: Sequence[Reading]) -> dict[str, float | None]:
+    """Return shares of pictures, by attribute and by number of objects; None where no caption says it."""
     found = [faithful(description, reading) for description, reading in zip(descriptions, readings, strict=True)]
     shares = {
         f"objects_of_{count}": _share(
@@ -72,7 +72,7 @@ def summarize(descriptions: Sequence[Description], readings: Sequence[Reading]) 
     return shares
 
 
-def reading_accuracy(scenes: Sequence[Scene], readings: Sequence[Reading]) -> dict[str, float]:
+def reading_accuracy(scenes: Sequence[Scene], readings: Sequence[Reading]) -> dict[str, float | None]:
     """Return how often the evaluator reads each attribute of drawn scenes right.
 
     ``kind`` is the share of (scene, kind) pairs whose presence is read right among those that are there or are seen;
@@ -101,9 +101,9 @@ def reading_accuracy(scenes: Sequence[Scene], readings: Sequence[Reading]) -> di
     return {name: _share(parts) for name, parts in right.items()}
 
 
-def _share(parts: Sequence[bool | None]) -> float:
+def _share(parts: Sequence[bool | None]) -> float | None:
     said = [part for part in parts if part is not None]
-    return float(np.mean(said)) if said else float("nan")
+    return float(np.mean(said)) if said else None
 
 
 def _relation_holds(description: Description, reading: Reading) -> bool | None:

@@ -141,11 +141,6 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     os.replace(temporary, path)
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file, in place of an older one only when it is whole."""
-    replace_file(path, lambda temporary: temporary.write_text(json.dumps(content, indent=2) + "\n"))
-
-
 def read_losses(path: Path) -> list[dict[str, float]]:
     """Return the loss record of a stage, without the lines that a resumed run wrote again."""
     by_step = {record["step"]: record for record in map(json.loads, path.read_text().splitlines())}

@@ -19,21 +19,22 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from numpy.typing import NDArray
-from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from redi.comparison import Column, page
 from redi.errors import InputError
 from redi.miniature.architecture import GUIDANCE_SCALE, assemble, make_text_encoder, make_tokenizer, make_unet
 from redi.miniature.autoencoder import encode, train_autoencoder
 from redi.miniature.dataset import cached, pictures, take_scenes
 from redi.miniature.denoiser import train_denoiser
 from redi.miniature.evaluator import Evaluator, load_evaluator, train_evaluator
+from redi.miniature.loss_curves import loss_curves
 from redi.miniature.scenes import Scene
 from redi.miniature.scenes import captions as make_captions
-from redi.miniature.sheets import loss_curves, sheet
 from redi.miniature.text_encoder import tokenize, tokenize_scenes, train_text_encoder
-from redi.miniature.training import Stage, read_losses, replace_file, write_json
+from redi.miniature.training import Stage, read_losses, replace_file
+from redi.results import write_json
 
 STAGES = {
     "tokenizer": Stage("tokenizer", 0, 0, 0.0, seed=1),
@@ -69,6 +70,7 @@ class TrainingRun:
         stage = STAGES[name] if steps is None else replace(STAGES[name], steps=steps)
         record = getattr(self, f"_train_{name}")(stage)
         write_json(self.folder / f"{name}.record.json", record | {"commit": _commit()})
+        loss_curves(self._losses(), self.folder / "losses.png")
 
     def tokenizer(self) -> CLIPTokenizer:
         """Return the learned tokenizer."""
@@ -99,13 +101,15 @@ class TrainingRun:
         (target / "evaluator").mkdir(exist_ok=True)
         save_file(half, target / "evaluator" / "evaluator.safetensors")
         records = {name: json.loads((self.folder / f"{name}.record.json").read_text()) for name in STAGES}
-        losses = {name: self.folder / f"{name}.losses.jsonl" for name in STAGES if name != "tokenizer"}
-        for name, path in losses.items():
+        for name, path in self._losses().items():
             records[name]["final_loss"] = read_losses(path)[-1]["loss"]
         write_json(target / "training.json", {"scenes": self.scenes, "stages": records})
-        loss_curves(losses, self.folder / "losses.png")
         self._sample_sheet(pipe.to(torch.float32))
         return target
+
+    def _losses(self) -> dict[str, Path]:
+        paths = {name: self.folder / f"{name}.losses.jsonl" for name in STAGES}
+        return {name: path for name, path in paths.items() if path.exists()}
 
     def _sample_sheet(self, pipe: StableDiffusionPipeline) -> None:
         """Write ``samples.png``: pictures of held-out captions, 20 steps each."""
@@ -113,12 +117,8 @@ class TrainingRun:
         pipe.set_progress_bar_config(disable=True)
         generators = [torch.Generator().manual_seed(seed) for seed in range(len(texts))]
         images = pipe(texts, num_inference_steps=20, guidance_scale=GUIDANCE_SCALE, generator=generators).images
-        halves = [("", images[:8]), ("", images[8:])]
-        pages = [sheet([row], texts[start : start + 8]) for row, start in zip(halves, (0, 8), strict=True)]
-        page = Image.new("RGB", (pages[0].width, sum(part.height for part in pages)))
-        for part, top in zip(pages, (0, pages[0].height), strict=True):
-            page.paste(part, (0, top))
-        page.save(self.folder / "samples.png")
+        columns = [Column(text, (image,), ("",)) for text, image in zip(texts, images, strict=True)]
+        page(columns, [""], per_band=8).save(self.folder / "samples.png")
 
     def _train_tokenizer(self, stage: Stage) -> dict[str, Any]:
         texts = list(make_captions(20_000, seed=stage.seed, held_out=False))
