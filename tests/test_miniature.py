@@ -183,6 +183,7 @@ def test_the_stock_pipeline_loads_the_model_and_draws_what_is_asked() -> None:
     pipe = StableDiffusionPipeline.from_pretrained(WEIGHTS)
     pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
+    assert {next(part.parameters()).dtype for part in (pipe.unet, pipe.vae, pipe.text_encoder)} == {torch.float32}
     assert pipe.unet.config.in_channels == 4
     assert pipe.scheduler.config.prediction_type == "epsilon"
     asked = captions(24, seed=5, held_out=True, objects=1)

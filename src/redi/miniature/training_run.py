@@ -97,6 +97,7 @@ class TrainingRun:
         target = self.folder / "model"
         pipe = assemble(self.autoencoder(), self.text_encoder(), self.tokenizer(), self.unet())
         pipe.to(torch.float16).save_pretrained(target)
+        _load_in_full_precision(target / "text_encoder" / "config.json")
         half = {name: value.half() for name, value in self.evaluator().state_dict().items()}
         (target / "evaluator").mkdir(exist_ok=True)
         save_file(half, target / "evaluator" / "evaluator.safetensors")
@@ -193,6 +194,11 @@ def _scenes(count: int) -> list[Scene]:
 
 def _tokenize(run: TrainingRun) -> NDArray[np.int16]:
     return tokenize_scenes(run.tokenizer(), run._scenes())
+
+
+def _load_in_full_precision(config: Path) -> None:
+    """Let a stock ``from_pretrained`` widen the half-precision weights, as it does for the model's other parts."""
+    write_json(config, json.loads(config.read_text()) | {"dtype": "float32"})
 
 
 def _save(network: torch.nn.Module, path: Path) -> None:
