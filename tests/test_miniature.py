@@ -28,6 +28,7 @@ from redi.miniature.scenes import (
     restyled,
 )
 from redi.miniature.training import Stage, read_losses, train
+from redi.miniature.training_run import STAGES, TrainingRun
 from redi.miniature.vocabulary import BACKGROUNDS, COLORS, KINDS, SIZES, STYLES
 
 CAR = ObjectDescription("car", "red", "small")
@@ -156,6 +157,22 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     network = nn.Linear(1, 1)
     with pytest.raises(InputError, match="batch size 4"):
         train(Stage("line", 60, 8, 0.05), network, _line_loss(network), tmp_path, device=torch.device("cpu"))
+
+
+def test_every_stage_trains_from_an_empty_folder_and_the_stock_pipeline_loads_the_result(tmp_path: Path) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    run = TrainingRun(tmp_path, torch.device("cpu"), scenes=300)
+    with pytest.raises(InputError, match="missing"):
+        run.train("denoiser", steps=1)
+    for name in STAGES:
+        run.train(name, steps=2)
+    target = run.export()
+    for made in ("losses.png", "samples.png"):
+        assert (tmp_path / made).stat().st_size > 1000
+    pipe = StableDiffusionPipeline.from_pretrained(target)
+    assert pipe.vae.config.scaling_factor != 0.18215
+    assert json.loads((target / "training.json").read_text())["stages"]["denoiser"]["stage"]["steps"] == 2
 
 
 def test_the_shipped_model_is_small_and_says_how_it_was_trained() -> None:

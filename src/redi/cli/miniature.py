@@ -27,6 +27,8 @@ def train(
 
     Example: redi miniature train --out runs/miniature
     """
+    if stage == "all" and steps is not None:
+        raise typer.BadParameter("--steps is of a single stage; name it with --stage")
     import torch
 
     from redi.miniature.training_run import STAGES, TrainingRun

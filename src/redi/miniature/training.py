@@ -97,7 +97,7 @@ def train(
     network.train()
     started = last_saved = time.monotonic()
     before = seconds
-    running = 0.0
+    recent: list[float] = []
     precision = torch.autocast(device.type, torch.bfloat16)
     with tqdm(total=stage.steps, initial=step, desc=stage.name, unit="step", mininterval=5) as progress:
         while step < stage.steps:
@@ -113,13 +113,13 @@ def train(
             step += 1
             decay = min(stage.averaging, (1 + step) / (10 + step)) if stage.averaging else 0.0
             _update_average(average, network, decay)
-            running += float(loss.detach())
+            recent.append(float(loss.detach()))
             seconds = before + time.monotonic() - started
             progress.update()
-            if step % _LOG_EVERY == 0:
-                losses.append({"step": step, "loss": running / _LOG_EVERY, "seconds": round(seconds, 1)})
-                progress.set_postfix(loss=f"{running / _LOG_EVERY:.4f}")
-                running = 0.0
+            if step % _LOG_EVERY == 0 or step == stage.steps:
+                losses.append({"step": step, "loss": sum(recent) / len(recent), "seconds": round(seconds, 1)})
+                progress.set_postfix(loss=f"{losses[-1]['loss']:.4f}")
+                recent.clear()
             if time.monotonic() - last_saved > checkpoint_seconds or step == stage.steps:
                 _append_lines(folder / f"{stage.name}.losses.jsonl", losses)
                 losses = []

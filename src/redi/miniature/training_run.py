@@ -152,7 +152,7 @@ class TrainingRun:
 
     def _train_evaluator(self, stage: Stage) -> dict[str, Any]:
         drawn = self._pictures("evaluator", _EVALUATOR_SCENES)
-        scenes = take_scenes(_EVALUATOR_SCENES, seed=_SEEDS["evaluator"], held_out=False)
+        scenes = take_scenes(len(drawn), seed=_SEEDS["evaluator"], held_out=False)
         evaluator, record = train_evaluator(stage, drawn, scenes, self.folder, device=self.device)
         _save(evaluator, self.folder / "evaluator.safetensors")
         return record
@@ -182,7 +182,8 @@ class TrainingRun:
 
         return np.asarray(cached(self.folder / "cache" / "latents.npy", self.scenes, make), np.float16)
 
-    def _pictures(self, name: str, count: int) -> NDArray[np.uint8]:
+    def _pictures(self, name: str, most: int) -> NDArray[np.uint8]:
+        count = min(most, self.scenes)
         make: Callable[[], NDArray[Any]] = lambda: pictures(take_scenes(count, seed=_SEEDS[name], held_out=False))  # noqa: E731
         return np.asarray(cached(self.folder / "cache" / f"{name}.npy", count, make), np.uint8)
 
