@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,13 +33,12 @@ class Plan:
     more_key_steps: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        values = (self.value_steps,) if isinstance(self.value_steps, int) else self.value_steps
-        object.__setattr__(self, "value_steps", tuple(sorted(set(values))))
-        others = sorted(set(self.more_key_steps) - {self.key_step})
-        object.__setattr__(self, "more_key_steps", tuple(others))
-        for step in (self.num_inference_steps, *self.key_steps, *self.value_steps):
+        values, others = _listed(self.value_steps), _listed(self.more_key_steps)
+        for step in (self.num_inference_steps, self.key_step, *values, *others):
             if isinstance(step, bool) or not isinstance(step, int):
                 raise PlanError(f"step {step!r} is a {type(step).__name__}", expected="whole numbers of steps")
+        object.__setattr__(self, "value_steps", tuple(sorted(set(values))))
+        object.__setattr__(self, "more_key_steps", tuple(sorted(set(others) - {self.key_step})))
         if self.num_inference_steps < 2:
             raise PlanError(f"num_inference_steps={self.num_inference_steps}", expected="at least 2 steps")
         if min(self.key_steps) < 1:
@@ -104,9 +103,12 @@ class Plan:
             raise PlanError(f"plan {fields!r}", expected="the four fields that Plan.to_dict writes") from error
 
 
-def from_paper_clock(
-    sampler: str, num_inference_steps: int, key_step: int, value_steps: Sequence[int]
-) -> Plan:
+def _listed(steps: Any) -> tuple[Any, ...]:
+    """Return steps as a tuple, a single one as well; anything that is no collection stands for itself."""
+    return tuple(steps) if isinstance(steps, Iterable) and not isinstance(steps, str) else (steps,)
+
+
+def from_paper_clock(sampler: str, num_inference_steps: int, key_step: int, value_steps: Sequence[int]) -> Plan:
     """Convert the paper's step numbers (section 6.1) into completed steps; for experiments only.
 
     Args:
