@@ -43,7 +43,7 @@ def record(
     for unit, seeds in enumerate(runs if prompts else []):
         watcher = Watcher()
         with run(pipe, watcher):
-            full_images(pipe, prompts, noise(*seeds), plan.num_inference_steps)
+            full_images(pipe, prompts, noise(*seeds).to(pipe.unet.dtype), plan.num_inference_steps)
         keys = {step: watcher.seen[step] for step in plan.key_steps}
         values = {step: watcher.seen[step] for step in plan.value_steps}
         noise_ids = [unit if shared else -1] * len(prompts)

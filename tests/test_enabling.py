@@ -7,6 +7,7 @@ import inspect
 import shutil
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from redi.errors import (
     UnsupportedError,
 )
 from redi.knowledge_base import NoiseBank
+from redi.retrieval import Combination, Nearest
 from tiny import Watcher, noise, scheduler, tiny_pipeline
 
 PLAN = redi.Plan(12, key_step=3, value_steps=(6, 8), more_key_steps=(2,))
@@ -223,6 +225,33 @@ class _Refusing:
         return redi.retrieval.Nearest().combine(query, keys, values)
 
 
+def test_weights_that_overflow_abstain(ground: Ground) -> None:
+    class Huge:
+        default_neighbors = 1
+
+        def combine(self, query: Tensor, keys: Tensor, values: Tensor) -> Combination:
+            return replace(Nearest().combine(query, keys, values), values=values[0] * torch.inf)
+
+    plain = full_images(ground.pipe(), [NEW], NOISES[:1], 12)
+    pipe = ground.pipe()
+    redi.enable(pipe, ground.base(), weights=Huge(), max_distance=1e9)
+    with pytest.warns(RediWarning, match="Huge gave latents that are not finite"):
+        assert torch.equal(call(pipe, NEW, latents=NOISES[:1]), plain)
+
+
+def test_half_precision_pipelines_jump_to_their_own_values(ground: Ground, tmp_path: Path) -> None:
+    pipe = ground.pipe("dpm").to(torch.bfloat16)
+    base = record(tmp_path / "bfloat16", pipe, PLAN)
+    plain = full_images(pipe, PROMPTS[:2], NOISES[[2, 0]].bfloat16(), 12)
+    with redi.enable(pipe, base, weights="nearest", strict=True):
+        jumped = call(pipe, list(PROMPTS[:2]), latents=NOISES[[2, 0]].bfloat16())
+        assert [report.neighbors[0].prompt for report in redi.reports(pipe)] == list(PROMPTS[:2])
+        call(pipe, PROMPTS[0], generator=torch.Generator().manual_seed(1))
+        assert redi.reports(pipe)[0].jumped
+    assert jumped.dtype == torch.bfloat16
+    torch.testing.assert_close(jumped, plain, rtol=0.05, atol=0.05)
+
+
 def test_a_model_that_makes_nan_abstains(ground: Ground) -> None:
     pipe = ground.pipe()
     redi.enable(pipe, ground.base())
@@ -283,7 +312,9 @@ def test_independent_noise_is_searched_as_one_partition(ground: Ground, tmp_path
         ({"key_step": 1}, PlanError),
         ({"weights": "best"}, RetrievalError),
         ({"max_distance": -1.0}, RetrievalError),
+        ({"max_distance": "near"}, RetrievalError),
         ({"quantile": 1.5}, RetrievalError),
+        ({"quantile": "0.5"}, RetrievalError),
         ({"quantile": 0.5, "max_distance": 1.0}, RetrievalError),
     ],
 )
@@ -389,6 +420,7 @@ def test_an_untested_scheduler_is_refused(ground: Ground) -> None:
     [
         ({"num_inference_steps": 20}, "12", "20"),
         ({"guidance_scale": 7.5}, "5.0", "7.5"),
+        ({"guidance_scale": torch.tensor(7.5)}, "5.0", '"a Tensor"'),
         ({"negative_prompt": "blurry"}, '"ugly"', '"blurry"'),
         ({"negative_prompt": ""}, '"ugly"', '""'),
         ({"height": 32}, "16", "32"),
@@ -533,3 +565,26 @@ def test_the_bases_guidance_is_what_a_bare_call_gets(ground: Ground) -> None:
     bare = call(pipe, NEW, latents=NOISES[:1])
     redi.disable(pipe)
     assert torch.equal(bare, call(pipe, NEW, latents=NOISES[:1], num_inference_steps=12, **GUIDANCE))
+
+
+def test_a_base_that_does_not_say_its_guidance_and_a_thing_that_is_no_pipeline_are_refused(
+    ground: Ground, tmp_path: Path
+) -> None:
+    shutil.copytree(ground.base().path, tmp_path / "base")
+    manifest = tmp_path / "base" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"guidance"', '"guide"'))
+    with pytest.raises(KnowledgeBaseError, match="guidance"):
+        redi.enable(ground.pipe(), tmp_path / "base")
+    with pytest.raises(UnsupportedError, match="a Diffusers pipeline"):
+        redi.enable(ground.pipe().unet, ground.base())
+
+
+def test_a_run_that_ends_before_the_key_step_says_so(ground: Ground) -> None:
+    def stop(pipe: Any, step: int, timestep: Any, kwargs: Any) -> Any:
+        pipe._interrupt = True
+        return kwargs
+
+    pipe = ground.pipe()
+    redi.enable(pipe, ground.base())
+    call(pipe, NEW, callback_on_step_end=stop)
+    assert redi.reports(pipe)[0].reason == "the run ended before the key step"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
 
-from redi.errors import IncompatibleError
+from redi.errors import IncompatibleError, KnowledgeBaseError, UnsupportedError
 from redi.identity import compared, identity_of
 from redi.knowledge_base import Difference, KnowledgeBase, describe_differences, differences
 from redi.solvers import facts_for
@@ -35,14 +36,26 @@ _FIX = "give the pipeline and its call what the base was built with, or build a 
 
 
 def call_arguments(base: KnowledgeBase, pipe: Any) -> dict[str, Any]:
-    """Return the arguments of every pipeline call that the base was built with."""
-    guidance = base.manifest.identity["guidance"]
-    *_, height, width = base.manifest.latent_shape
+    """Return the arguments of every pipeline call that the base was built with.
+
+    Raises:
+        KnowledgeBaseError: Its manifest does not tell them.
+    """
+    try:
+        guidance = base.manifest.identity["guidance"]
+        scale, negative_prompt = guidance["scale"], guidance["negative_prompt"]
+        *_, height, width = base.manifest.latent_shape
+    except (KeyError, TypeError, ValueError) as error:
+        raise KnowledgeBaseError(
+            f"the manifest of {base.path} does not say how the pipeline was called: {error}",
+            expected="guidance (scale, negative_prompt) and latents of height and width",
+            fix="build the base with redi.build, or make its identity with redi.identity.identity_of",
+        ) from error
     factor = int(getattr(pipe, "vae_scale_factor", 8))
     return {
         "num_inference_steps": base.plan.num_inference_steps,
-        "guidance_scale": guidance["scale"],
-        "negative_prompt": guidance["negative_prompt"] or None,
+        "guidance_scale": scale,
+        "negative_prompt": negative_prompt or None,
         "height": height * factor,
         "width": width * factor,
     }
@@ -62,9 +75,11 @@ def check_pipeline(base: KnowledgeBase, pipe: Any) -> None:
     """Refuse a pipeline that is not the one that the base was built with.
 
     Raises:
-        UnsupportedError: redi has not been tested with its scheduler.
+        UnsupportedError: It is no pipeline, or redi has not been tested with its scheduler.
         IncompatibleError: It differs; the message prints both sides of everything.
     """
+    if not hasattr(pipe, "scheduler"):
+        raise UnsupportedError(f"a {type(pipe).__name__} to run with a base", expected="a Diffusers pipeline")
     facts_for(pipe.scheduler)
     found = pipeline_differences(base, pipe)
     if found:
@@ -99,7 +114,7 @@ def complete_call(
         given.update({name: value} if named else value)
     required = call_arguments(base, pipe)
     found = [
-        Difference(name, required[name], value)
+        Difference(name, required[name], _plain(value))
         for name, value in given.items()
         if name in required and value is not None and not _same_argument(name, value, required[name])
     ]
@@ -139,9 +154,11 @@ def _same_argument(name: str, value: Any, required: Any) -> bool:
 
 
 def _is_same(value: Any, other: Any) -> bool:
-    return value is other or (isinstance(value, bool | int | float | str) and bool(value == other))
+    return value is other or (isinstance(value, Real | str) and bool(value == other))
 
 
 def _plain(value: Any) -> Any:
     """Return a value that JSON can show."""
+    if isinstance(value, list | tuple) and all(isinstance(each, str) for each in value):
+        return list(value)
     return value if value is None or isinstance(value, bool | int | float | str) else f"a {type(value).__name__}"

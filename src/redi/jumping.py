@@ -76,6 +76,8 @@ class NoiseWatch:
     """Per image of the latest run."""
     warnings: list[str] = field(default_factory=list)
     """What the user should hear of the latest run."""
+    before_key: str = "run in full, as asked"
+    """Why an image has not jumped as long as nobody has decided."""
 
     def on_start(self, latents: Tensor) -> None:
         """Find the noise of every row of x_T (b, ...)."""
@@ -84,7 +86,7 @@ class NoiseWatch:
             self.noise_ids = [INDEPENDENT] * len(latents)
         else:
             self.noise_ids = self.base.noise_bank.match(latents, float(self.scheduler.init_noise_sigma))
-        self.decisions = [Decision(noise_id, "run in full, as asked") for noise_id in self.noise_ids]
+        self.decisions = [Decision(noise_id, self.before_key) for noise_id in self.noise_ids]
 
     def at_key(self, latents: Tensor) -> Sequence[Jump | None]:
         """Let every image abstain."""
@@ -108,7 +110,7 @@ class JumpPolicy(NoiseWatch):
     """
 
     def __init__(self, base: KnowledgeBase, scheduler: Any, rule: JumpRule) -> None:
-        super().__init__(base, scheduler, rule.key_step)
+        super().__init__(base, scheduler, rule.key_step, before_key="the run ended before the key step")
         self.rule = rule
 
     def on_start(self, latents: Tensor) -> None:
@@ -154,6 +156,12 @@ class JumpPolicy(NoiseWatch):
                 decisions.append(Decision(*seen))
                 continue
             made = rule.combiner.combine(queries[image].float(), keys[image], values[image])
+            if not bool(made.values.to(queries.dtype).isfinite().all()):
+                raise RetrievalError(
+                    f"{type(rule.combiner).__name__} gave latents that are not finite in {queries.dtype}",
+                    expected="numbers that the run can go on with",
+                    fix="use other weights, or run the pipeline in a wider dtype",
+                )
             decisions.append(Decision(*seen, rule.value_step, made))
         return decisions
 

@@ -51,10 +51,12 @@ def reported_call(
         return base.noise_bank.latents[list(ids)].to(device, dtype)
 
     started = time.perf_counter()
+    tail = None
+    if tail_prompts:  # without the generators, which belong to the run
+        tail = capture(pipe, **{**arguments, "prompt": list(tail_prompts), "generator": None})
     with ExitStack() as stack:
         if len(base.noise_bank):
             stack.enter_context(draw_noise_through(pipe, bank_noise))
-        tail = capture(pipe, **{**arguments, "prompt": list(tail_prompts)}) if tail_prompts else None
         statistics = stack.enter_context(run(pipe, policy, tail_conditioning=tail))
         output = call(**arguments)
     neighbors, reading = _neighbors(policy)

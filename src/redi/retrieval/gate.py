@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -33,9 +34,9 @@ class Gate:
             raise RetrievalError(
                 f"max_distance={self.max_distance!r} and quantile={self.quantile!r}", expected="one of the two"
             )
-        if self.max_distance is not None and not self.max_distance >= 0:
+        if self.max_distance is not None and not (_is_number(self.max_distance) and self.max_distance >= 0):
             raise RetrievalError(f"max_distance={self.max_distance!r}", expected="a distance of at least 0")
-        if self.quantile is not None and not 0 <= self.quantile <= 1:
+        if self.quantile is not None and not (_is_number(self.quantile) and 0 <= self.quantile <= 1):
             raise RetrievalError(f"quantile={self.quantile!r}", expected="a number from 0 to 1")
 
     def threshold(self, leave_one_out: Tensor | None = None) -> float:
@@ -91,3 +92,7 @@ class Gate:
         if self.max_distance is not None and distance > self.max_distance:
             return f"too far: nearest neighbour at {distance:.4g}, limit {self.max_distance:.4g}"
         return None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
