@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionImg2ImgPipeline
+from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from PIL import Image
 
 from redi.attachment import intercept_calls, release
@@ -253,7 +253,7 @@ def test_a_model_that_gives_only_nan_leaves_an_empty_base(pipe: Any, tmp_path: P
 
 def test_a_prompt_over_the_tokenizers_length_is_built_with_a_warning(pipe: Any, tmp_path: Path) -> None:
     long = "a very " + "very " * 10 + "old cat"
-    with pytest.warns(UserWarning, match=r"1 of 2 prompts are longer than the 24 tokens .* 'a very very"):
+    with pytest.warns(UserWarning, match=r"1 of 2 prompts, which have more than its 24 tokens: 'a very very"):
         kb = build_tiny(pipe, tmp_path / "kb", ["a cat", long])
     assert kb.prompts([1]) == [long]
     with warnings.catch_warnings():
@@ -351,6 +351,8 @@ def test_what_cannot_be_recorded_is_refused(pipe: Any, tmp_path: Path) -> None:
         build_tiny(StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False), tmp_path / "kb")
     with pytest.raises(UnsupportedError, match="a Diffusers pipeline"):
         build_tiny(pipe.unet, tmp_path / "kb")
+    with pytest.raises(UnsupportedError, match=r"(?s)CustomPipeline.*StableDiffusionPipeline"):
+        build_tiny(type("CustomPipeline", (StableDiffusionPipeline,), {})(**pipe.components), tmp_path / "kb")
     pipe.scheduler = EulerAncestralDiscreteScheduler()
     with pytest.raises(UnsupportedError, match="EulerAncestralDiscreteScheduler"):
         build_tiny(pipe, tmp_path / "kb")

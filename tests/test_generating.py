@@ -166,6 +166,8 @@ def test_an_empty_style_is_refused(pipe: Any, base: redi.KnowledgeBase, style: A
         (["a cat", 3], {}, InputError),
         (NEW, {"batch_size": 0}, InputError),
         (NEW, {"seed": -1}, InputError),
+        (NEW, {"seed": 2**64 - 1}, InputError),
+        (NEW[:1], {"noise_ids": [1.0]}, NoiseError),
         (NEW, {"noise_ids": [0]}, InputError),
         (NEW[:1], {"noise_ids": [3]}, NoiseError),
         (NEW, {"neighbors": 0}, InputError),
@@ -181,7 +183,7 @@ def test_bad_input_is_refused(
 
 def test_a_prompt_that_the_tokenizer_cuts_is_named(pipe: Any, base: redi.KnowledgeBase) -> None:
     long = "a very long story of a cat and a dog"
-    with pytest.warns(RediWarning, match="a very long story.*29 tokens, it takes 24") as caught:
+    with pytest.warns(RediWarning, match="1 of 2 prompts, .* its 24 tokens: 'a very long story") as caught:
         redi.generate(pipe, base, [long, NEW[0]], **EVERY)
     assert len(caught) == 1
     assert caught[0].filename == __file__
@@ -200,3 +202,10 @@ def test_independent_noise_is_drawn_by_seed_and_place(pipe: Any, tmp_path: Path)
     alone = redi.generate(pipe, base, NEW[:3], seed=1000, batch_size=1, **EVERY)
     assert np.abs(pixels([g.image for g in together]) - pixels([g.image for g in alone])).max() <= 1
     assert all(each.report.jumped for each in together)
+
+
+def test_a_style_does_not_change_the_noise_that_a_seed_makes(pipe: Any, tmp_path: Path) -> None:
+    base = record(tmp_path / "independent", pipe, PLAN, shared=False)
+    (styled,) = redi.stylize(pipe, base, PROMPTS[0], "on grass", seed=1000, **EVERY)
+    assert styled.report.neighbors[0].prompt == PROMPTS[0]
+    assert styled.report.neighbors[0].distance < 0.1

@@ -70,10 +70,28 @@ def interception_of(pipe: Any) -> Around | None:
     return None if around is None else around.__func__
 
 
+def stock_class(pipe: Any) -> Any:
+    """Return the class that the pipeline has, or had before it was intercepted."""
+    return type(pipe) if interception_of(pipe) is None else type(pipe).__base__
+
+
 def stock_call(pipe: Any) -> Callable[..., Any]:
     """Return the pipeline's own ``__call__``, bound, whether or not it is intercepted."""
-    stock: Any = type(pipe) if interception_of(pipe) is None else type(pipe).__base__
-    return functools.partial(stock.__call__, pipe)
+    return functools.partial(stock_class(pipe).__call__, pipe)
+
+
+@contextmanager
+def quiet(pipe: Any) -> Iterator[None]:
+    """Hide the pipeline's own progress bar inside the block; afterwards the user's settings are back."""
+    before = vars(pipe).get("_progress_bar_config")
+    pipe.set_progress_bar_config(**{**(before or {}), "disable": True})
+    try:
+        yield
+    finally:
+        if before is None:
+            del pipe._progress_bar_config
+        else:
+            pipe._progress_bar_config = before
 
 
 @contextmanager

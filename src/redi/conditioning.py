@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from redi.attachment import stock_call
+from redi.attachment import quiet, stock_call
 from redi.errors import IncompatibleError, UnsupportedError
 from redi.patching import patched, patched_networks
 
@@ -91,7 +91,7 @@ def capture(pipe: Any, **call_kwargs: Any) -> Conditioning:
     Raises:
         UnsupportedError: The pipeline never called its scheduler.
     """
-    with _quiet(pipe):
+    with _without_trace(pipe):
         try:
             return _run_to_first_step(pipe, functools.partial(stock_call(pipe), **call_kwargs), evaluate=False)
         except Exception:
@@ -184,17 +184,11 @@ def _expand(value: Any, index: list[int], captured_rows: int) -> Any:
 
 
 @contextmanager
-def _quiet(pipe: Any) -> Iterator[None]:
+def _without_trace(pipe: Any) -> Iterator[None]:
     """Hide the progress bar, keep the global random state, and let offloading hooks start afresh afterwards."""
     devices = [pipe.device] if pipe.device.type == "cuda" else []
-    before = getattr(pipe, "_progress_bar_config", None)
-    pipe.set_progress_bar_config(**{**(before or {}), "disable": True})
     try:
-        with torch.random.fork_rng(devices=devices):
+        with quiet(pipe), torch.random.fork_rng(devices=devices):
             yield
     finally:
-        if before is None:
-            del pipe._progress_bar_config
-        else:
-            pipe._progress_bar_config = before
         pipe.maybe_free_model_hooks()

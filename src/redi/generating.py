@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
@@ -13,10 +12,11 @@ import torch
 from PIL.Image import Image
 from tqdm import tqdm
 
-from redi.attachment import stock_call
+from redi.attachment import quiet, stock_call
+from redi.building.checks import warn_of_long_prompts
 from redi.compatibility import check_pipeline, complete_call
 from redi.enabling import JumpOptions, open_base, prepare
-from redi.errors import InputError, NoiseError, warn
+from redi.errors import InputError, NoiseError
 from redi.jumping import JumpPolicy, NoiseWatch
 from redi.knowledge_base import KnowledgeBase
 from redi.reporting import reported_call
@@ -151,8 +151,10 @@ def _order(
     for name, number, least in (("seed", seed, 0), ("batch_size", batch_size, 1)):
         if isinstance(number, bool) or not isinstance(number, int) or number < least:
             raise InputError(f"{name}={number!r}", expected=f"a whole number of at least {least}")
+    if seed + len(texts) > 2**64:
+        raise InputError(f"seed={seed}", expected="below 2**64, also with a picture's place added")
     tails = None if style is None else [f"{text} {style}" for text in texts]
-    _warn_of_long_prompts(pipe, tails or texts)
+    warn_of_long_prompts(pipe, tails or texts)
     return _Order(pipe, base, texts, tails, _noises(base, len(texts), seed, noise_ids), seed, batch_size)
 
 
@@ -163,26 +165,16 @@ def _noises(base: KnowledgeBase, count: int, seed: int, noise_ids: Sequence[int]
     if len(noise_ids) != count:
         raise InputError(f"{len(noise_ids)} noise ids for {count} prompts", expected="one per prompt")
     for noise_id in noise_ids:
-        if noise_id not in range(len(bank)):
+        if isinstance(noise_id, bool) or not isinstance(noise_id, int) or noise_id not in range(len(bank)):
             raise NoiseError(f"noise id {noise_id!r}", expected=f"a noise of the bank, 0 to {len(bank) - 1}")
     return list(noise_ids)
-
-
-def _warn_of_long_prompts(pipe: Any, prompts: list[str]) -> None:
-    tokenizer = getattr(pipe, "tokenizer", None)
-    if tokenizer is None:
-        return
-    limit = tokenizer.model_max_length
-    for prompt, ids in zip(prompts, tokenizer(prompts, verbose=False).input_ids, strict=True):
-        if len(ids) > limit:
-            warn(f"the model will not read the end of {prompt!r}: {len(ids)} tokens, it takes {limit}")
 
 
 def _generations(order: _Order, policy: Callable[[], NoiseWatch], compare: bool, progress: bool) -> list[Generation]:
     """Run every batch under a fresh policy, and again in full if asked to compare."""
     in_full = replace(order, prompts=order.tail_prompts or order.prompts, tail_prompts=None)
     made: list[Generation] = []
-    with _quiet_pipeline(order.pipe), tqdm(total=len(order.prompts), disable=not progress, unit="image") as bar:
+    with quiet(order.pipe), tqdm(total=len(order.prompts), disable=not progress, unit="image") as bar:
         for start in range(0, len(order.prompts), order.batch_size):
             images = slice(start, start + order.batch_size)
             pictures, reports = _batch(order, images, policy())
@@ -210,17 +202,3 @@ def _batch(order: _Order, images: slice, policy: NoiseWatch) -> tuple[list[Image
         tail_prompts=order.tail_prompts[images] if order.tail_prompts else None,
     )
     return list(output.images), reports
-
-
-@contextmanager
-def _quiet_pipeline(pipe: Any) -> Iterator[None]:
-    """Hide the pipeline's own progress bar."""
-    before = getattr(pipe, "_progress_bar_config", None)
-    pipe.set_progress_bar_config(**{**(before or {}), "disable": True})
-    try:
-        yield
-    finally:
-        if before is None:
-            del pipe._progress_bar_config
-        else:
-            pipe._progress_bar_config = before

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import inspect
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from redi.attachment import stock_call
-from redi.errors import InputError, PlanError, UnsupportedError
+from redi.attachment import stock_call, stock_class
+from redi.errors import InputError, PlanError, UnsupportedError, warn
 from redi.plan import Plan
 from redi.solvers import facts_for
+
+_TESTED = ("StableDiffusionPipeline",)
+"""Pipelines that a base may be built with; the others wait for their tests."""
 
 
 def check_pipeline(pipe: Any) -> None:
     """Refuse a pipeline that does not go from noise and a prompt to a picture under an admitted scheduler.
 
     Raises:
-        UnsupportedError: It starts from an image, takes no prompt or latents, or its scheduler is not admitted.
+        UnsupportedError: It starts from an image, takes no prompt or latents, or redi has not been tested with it or
+            with its scheduler.
     """
     if not hasattr(pipe, "scheduler") or not callable(pipe):
         raise UnsupportedError(f"a {type(pipe).__name__} to build with", expected="a Diffusers pipeline")
@@ -28,6 +31,12 @@ def check_pipeline(pipe: Any) -> None:
             f"{type(pipe).__name__} to build with",
             expected="a text-to-image pipeline (image-to-image and inpainting start inside the schedule)",
             fix="StableDiffusionPipeline.from_pipe(pipe) shares its weights",
+        )
+    if stock_class(pipe).__name__ not in _TESTED:
+        raise UnsupportedError(
+            f"{stock_class(pipe).__name__} to build with",
+            expected=f"a pipeline that redi has been tested with: {', '.join(_TESTED)}",
+            fix="if its model is a Stable Diffusion 1 or 2: StableDiffusionPipeline.from_pipe(pipe)",
         )
     facts_for(pipe.scheduler)
 
@@ -108,8 +117,7 @@ def warn_of_long_prompts(pipe: Any, prompts: Sequence[str]) -> None:
     too_long = [prompt for prompt in suspects if len(tokenizer(prompt, verbose=False)["input_ids"]) > longest]
     if too_long:
         named = "; ".join(f"{prompt[:60]!r}" for prompt in too_long[:3]) + ("; ..." if len(too_long) > 3 else "")
-        warnings.warn(
-            f"{len(too_long)} of {len(set(prompts))} prompts are longer than the {longest} tokens that the model reads "
-            f"and are cut off: {named}",
-            stacklevel=3,
+        warn(
+            f"the model will not read the end of {len(too_long)} of {len(set(prompts))} prompts, "
+            f"which have more than its {longest} tokens: {named}"
         )

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from redi.attachment import stock_call
+from redi.attachment import quiet, stock_call
 from redi.engine import Jump, StopTrajectory, run
-
-_ABSENT = object()
 
 
 class Recorder:
@@ -99,17 +96,3 @@ def record(
     except StopTrajectory:
         pass
     return recorder.recorded(), pictures
-
-
-@contextmanager
-def quiet(pipe: Any) -> Iterator[None]:
-    """Hide the pipeline's own progress bar inside the block; afterwards the user's settings are back."""
-    before = vars(pipe).get("_progress_bar_config", _ABSENT)
-    pipe.set_progress_bar_config(disable=True)
-    try:
-        yield
-    finally:
-        if before is _ABSENT:
-            del pipe._progress_bar_config
-        else:
-            pipe._progress_bar_config = before

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -17,7 +16,7 @@ from redi.building.checks import check_numbers, check_pipeline, checked_prompts,
 from redi.building.previews import save_preview
 from redi.building.recorder import Call, record
 from redi.building.units import Unit, Work, digest_of
-from redi.errors import IncompatibleError, KnowledgeBaseError
+from redi.errors import IncompatibleError, KnowledgeBaseError, warn
 from redi.identity import INFORMATION, compared, identity_of, latent_shape_of, library_versions
 from redi.knowledge_base import (
     EntryBatch,
@@ -240,4 +239,4 @@ def _warn_of_refused(kb: KnowledgeBase) -> None:
     if refused:
         named = "; ".join(f"{each.prompt[:60]!r} ({each.reason})" for each in refused[:5])
         more = f"; ... see {kb.path / 'refused.jsonl'}" if len(refused) > 5 else ""
-        warnings.warn(f"{len(refused)} entries were refused: {named}{more}", stacklevel=3)
+        warn(f"{len(refused)} entries were refused: {named}{more}")
