@@ -96,7 +96,7 @@ def _look(tensors: Iterable[tuple[str, Tensor]]) -> tuple[Any, ...]:
     for name, tensor in tensors:
         version = 0 if tensor.is_inference() else tensor._version
         corners = tensor.detach()[tuple(slice(None, None, max(1, size // 3)) for size in tensor.shape)]
-        seen.append((name, tensor.dtype, tuple(tensor.shape), version, corners.double().cpu().numpy().tobytes()))
+        seen.append((name, tensor.dtype, tuple(tensor.shape), version, corners.cpu().double().numpy().tobytes()))
     return tuple(seen)
 
 

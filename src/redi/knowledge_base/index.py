@@ -43,7 +43,8 @@ class ExactIndex:
     """
 
     def __init__(self, keys: Tensor) -> None:
-        self._center = keys.mean(dim=0, dtype=torch.float64).float() if len(keys) else keys.new_zeros(keys.shape[1:])
+        wide = torch.float32 if keys.device.type == "mps" else torch.float64  # mps has no float64
+        self._center = keys.mean(dim=0, dtype=wide).float() if len(keys) else keys.new_zeros(keys.shape[1:])
         self._keys = keys - self._center
         self._norms = self._keys.square().sum(dim=1)
 
