@@ -97,7 +97,8 @@ class TrainingRun:
         target = self.folder / "model"
         pipe = assemble(self.autoencoder(), self.text_encoder(), self.tokenizer(), self.unet())
         pipe.to(torch.float16).save_pretrained(target)
-        _load_in_full_precision(target / "text_encoder" / "config.json")
+        for config in target.glob("*/config.json"):
+            _publish_config(config)
         half = {name: value.half() for name, value in self.evaluator().state_dict().items()}
         (target / "evaluator").mkdir(exist_ok=True)
         save_file(half, target / "evaluator" / "evaluator.safetensors")
@@ -197,9 +198,14 @@ def _tokenize(run: TrainingRun) -> NDArray[np.int16]:
     return tokenize_scenes(run.tokenizer(), run._scenes())
 
 
-def _load_in_full_precision(config: Path) -> None:
-    """Let a stock ``from_pretrained`` widen the half-precision weights, as it does for the model's other parts."""
-    write_json(config, json.loads(config.read_text()) | {"dtype": "float32"})
+def _publish_config(path: Path) -> None:
+    """Take the training folder's name out of a part's config, and let a stock ``from_pretrained`` widen the
+    half-precision text encoder as it does the other parts."""
+    config = json.loads(path.read_text())
+    config.pop("_name_or_path", None)
+    if "dtype" in config:
+        config["dtype"] = "float32"
+    write_json(path, config)
 
 
 def _save(network: torch.nn.Module, path: Path) -> None:
