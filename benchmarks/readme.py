@@ -23,7 +23,7 @@ def figures(demo: dict[str, Any], bench: dict[str, Any]) -> str:
             outcome["name"],
             f"{outcome['calls']:.1f}",
             f"{outcome['seconds']:.1f}",
-            f"{outcome['retrieval_ms']:.2f}",
+            "-" if outcome["value_step"] is None else f"{outcome['retrieval_ms']:.2f}",
             *(
                 "-" if outcome["faithfulness"][name] is None else f"{outcome['faithfulness'][name]:.0%}"
                 for name in shares

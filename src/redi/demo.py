@@ -13,6 +13,7 @@ from rich.table import Table
 
 import redi
 from redi.comparison import Column, page
+from redi.errors import IncompatibleError
 from redi.generating import Generation, full, generate
 from redi.miniature.architecture import GUIDANCE_SCALE
 from redi.miniature.evaluation import bundled_evaluator
@@ -29,7 +30,7 @@ _SCHEDULER = "dpm"
 _NOISES = 4
 _BASE_SEED, _PROMPT_SEED = 11, 12
 _BUILD_BATCH, _BATCH = 32, 12
-_SHARES = {"objects": "objects right", "background": "background right", "style": "style right", "all": "all right"}
+_SHARES = ("objects", "background", "style", "all")
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Outcome:
     faithfulness: dict[str, float | None]
 
 
-def run_demo(out: Path, *, entries: int = 1200, pictures: int = 24, device: str | None = None) -> str:
+def run_demo(out: Path, *, entries: int = 1000, pictures: int = 24, device: str | None = None) -> str:
     """Build the base in ``out/base`` (or go on with it), generate, write comparison and report; return the table.
 
     Raises:
@@ -66,16 +67,7 @@ def run_demo(out: Path, *, entries: int = 1200, pictures: int = 24, device: str 
     """
     pipe = load_pipeline(MINIATURE, scheduler=_SCHEDULER, device=device)
     evaluator = bundled_evaluator()
-    base = redi.build(
-        pipe,
-        list(captions(entries, seed=_BASE_SEED, held_out=False)),
-        out / "base",
-        plan=PLAN,
-        noises=_NOISES,
-        guidance_scale=GUIDANCE_SCALE,
-        batch_size=_BUILD_BATCH,
-        model_id=MINIATURE,
-    )
+    base = _base(pipe, out / "base", entries)
     asked = captions(pictures, seed=_PROMPT_SEED, held_out=True)
     prompts, descriptions = list(asked), list(asked.values())
     full(pipe, base, prompts[:_BATCH], batch_size=_BATCH, progress=False)  # first calls are slow: not to be measured
@@ -108,26 +100,57 @@ def run_demo(out: Path, *, entries: int = 1200, pictures: int = 24, device: str 
     return f"{format_outcomes(outcomes)}\n{out / COMPARISON} shows them, {out / REPORT} says what happened to each"
 
 
-def _outcome(value_step: int | None, found: Sequence[Generation], seconds: float, shares: dict[str, float]) -> Outcome:
+def _base(pipe: Any, folder: Path, entries: int) -> redi.KnowledgeBase:
+    """Build the demonstration's base, or go on with it."""
+    try:
+        return redi.build(
+            pipe,
+            list(captions(entries, seed=_BASE_SEED, held_out=False)),
+            folder,
+            plan=PLAN,
+            noises=_NOISES,
+            guidance_scale=GUIDANCE_SCALE,
+            batch_size=_BUILD_BATCH,
+            model_id=MINIATURE,
+        )
+    except IncompatibleError as error:
+        raise IncompatibleError(
+            error.got,
+            expected=error.expected,
+            fix=f"remove {folder} (it was built with something else), or choose another --out",
+        ) from error
+
+
+def _outcome(
+    value_step: int | None, found: Sequence[Generation], seconds: float, shares: dict[str, float | None]
+) -> Outcome:
     count = len(found)
     reports = [each.report for each in found]
     retrieval = sum(per_picture(each.retrieval_ms, count, place, _BATCH) for place, each in enumerate(reports)) / count
     return Outcome(
-        name="full" if value_step is None else f"ReDi {PLAN.key_step}→{value_step}",
+        name="full" if value_step is None else f"ReDi to {value_step}",
         value_step=value_step,
         prompts=count,
         jumped=sum(each.jumped for each in reports),
         calls=sum(each.calls for each in reports) / count,
         seconds=seconds,
         retrieval_ms=retrieval,
-        faithfulness={name: shares[name] if shares[name] == shares[name] else None for name in _SHARES},
+        faithfulness={name: shares[name] for name in _SHARES},
     )
 
 
 def format_outcomes(outcomes: Sequence[Outcome]) -> str:
     """Return the table: a line for each way to generate."""
     lines = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("", "prompts", "jumped", "calls", "seconds", "retrieval ms", *_SHARES.values()):
+    for heading in (
+        "",
+        "prompts",
+        "jumped",
+        "calls",
+        "seconds",
+        "retrieval ms",
+        *(f"right: {name}" for name in _SHARES),
+    ):
         lines.add_column(heading, justify="right" if heading else "left")
     for outcome in outcomes:
         shares = ["-" if share is None else f"{share:.0%}" for share in outcome.faithfulness.values()]
@@ -137,7 +160,7 @@ def format_outcomes(outcomes: Sequence[Outcome]) -> str:
             "-" if outcome.value_step is None else str(outcome.jumped),
             f"{outcome.calls:.1f}",
             f"{outcome.seconds:.2f}",
-            f"{outcome.retrieval_ms:.2f}",
+            "-" if outcome.value_step is None else f"{outcome.retrieval_ms:.2f}",
             *shares,
         )
     return _text(lines)
@@ -148,7 +171,7 @@ def _text(table: Table) -> str:
 
     from rich.console import Console
 
-    console = Console(file=io.StringIO(), width=110, color_system=None, force_terminal=False)
+    console = Console(file=io.StringIO(), width=120, color_system=None, force_terminal=False)
     with console.capture() as captured:
         console.print(table)
     return "\n".join(line.rstrip() for line in captured.get().splitlines() if line.strip())
