@@ -52,8 +52,9 @@ def test_abstaining_is_bit_identical(tmp_path: Path, name: str) -> None:
     assert statistics.skipped_calls == [0, 0, 0]
 
 
-def test_jumping_to_ones_own_value_gives_ones_own_image(tmp_path: Path, name: str) -> None:
-    pipe = tiny_pipeline(tmp_path, name)
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_jumping_to_ones_own_value_gives_ones_own_image(tmp_path: Path, name: str, prediction_type: str) -> None:
+    pipe = tiny_pipeline(tmp_path, name, prediction_type=prediction_type)
     steps, key_step, value_step = SETTINGS[name]
     full, own = trajectory(pipe, steps)
     watcher = Watcher(key_step, lambda latents: [Jump(value_step, row) for row in own.seen[value_step]])
@@ -61,7 +62,8 @@ def test_jumping_to_ones_own_value_gives_ones_own_image(tmp_path: Path, name: st
         jumped = generate(pipe, THREE, X_T, steps)
     if name in ("ddim", "euler"):
         assert torch.equal(jumped, full)
-    assert torch.linalg.vector_norm(jumped - full) < 1e-3 * torch.linalg.vector_norm(full)
+    lost = 1e-3 if prediction_type == "epsilon" else 2e-2  # of v, a random network makes larger steps; v - 1 loses 6e-2
+    assert torch.linalg.vector_norm(jumped - full) < lost * torch.linalg.vector_norm(full)
 
 
 @pytest.mark.parametrize(

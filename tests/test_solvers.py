@@ -44,6 +44,11 @@ def test_pndm_is_inside_its_first_step_after_one_call() -> None:
         scheduler("dpm", algorithm_type="sde-dpmsolver++"),
         scheduler("dpm", use_flow_sigmas=True, prediction_type="flow_prediction"),
         scheduler("unipc", solver_p=scheduler("dpm")),
+        scheduler("unipc", prediction_type="sample"),
+        scheduler("dpm", thresholding=True),
+        scheduler("ddim", prediction_type="sample"),
+        scheduler("euler", prediction_type="sample"),
+        scheduler("euler", prediction_type="v_prediction", timestep_type="continuous"),
     ],
     ids=lambda solver: type(solver).__name__,
 )

@@ -101,7 +101,9 @@ class _PNDMFacts(SolverFacts):
 _EPSILON_OR_V = ("epsilon", "v_prediction")
 
 _FACTS: dict[type, SolverFacts] = {
-    DDIMScheduler: SolverFacts("ddim", {}, stochastic_arguments=("eta",)),
+    DDIMScheduler: SolverFacts(
+        "ddim", {"prediction_type": _EPSILON_OR_V, "thresholding": (False,)}, stochastic_arguments=("eta",)
+    ),
     PNDMScheduler: _PNDMFacts("pndm", {"skip_prk_steps": (True,), "prediction_type": _EPSILON_OR_V}),
     DPMSolverMultistepScheduler: SolverFacts(
         "dpm",
@@ -109,14 +111,24 @@ _FACTS: dict[type, SolverFacts] = {
             "algorithm_type": ("dpmsolver++", "dpmsolver"),
             "solver_order": (1, 2, 3),
             "use_flow_sigmas": (False,),
-            "prediction_type": ("epsilon", "v_prediction", "sample"),
+            "thresholding": (False,),
+            "prediction_type": _EPSILON_OR_V,
         },
     ),
     UniPCMultistepScheduler: SolverFacts(
         "unipc",
-        {"solver_p": (None,), "use_flow_sigmas": (False,), "prediction_type": ("epsilon", "v_prediction", "sample")},
+        {
+            "solver_p": (None,),
+            "use_flow_sigmas": (False,),
+            "thresholding": (False,),
+            "prediction_type": _EPSILON_OR_V,
+        },
     ),
-    EulerDiscreteScheduler: SolverFacts("euler", {}, stochastic_arguments=("s_churn",)),
+    EulerDiscreteScheduler: SolverFacts(
+        "euler",
+        {"prediction_type": _EPSILON_OR_V, "timestep_type": ("discrete",)},
+        stochastic_arguments=("s_churn",),
+    ),
 }
 
 
