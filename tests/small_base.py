@@ -38,6 +38,14 @@ def create(path: Path) -> KnowledgeBase:
     return KnowledgeBase.create(path, manifest(), noises, dict.fromkeys(PLAN.key_steps, noises.latents * 0.9))
 
 
+def filled(path: Path) -> KnowledgeBase:
+    """Return a new base of four units."""
+    made = create(path)
+    for unit in range(4):
+        made.add_unit(unit, unit_batch(unit))
+    return made
+
+
 def unit_batch(unit: int, rows: int = ROWS) -> EntryBatch:
     """The same entries whenever the same unit is asked for."""
     generator = torch.Generator().manual_seed(unit)
@@ -54,6 +62,25 @@ def unit_batch(unit: int, rows: int = ROWS) -> EntryBatch:
         keys={step: 0.9 * noises + 0.01 * step * drawn() for step in PLAN.key_steps},
         values={step: drawn() for step in PLAN.value_steps},
     )
+
+
+def check_contents(base: KnowledgeBase, units: int) -> None:
+    """Every entry of every unit is there once, with its own numbers."""
+    entries = base.entries(range(len(base)))
+    assert sorted((entry.unit, entry.slot) for entry in entries) == [(u, s) for u in range(units) for s in range(ROWS)]
+    batches = {unit: unit_batch(unit) for unit in range(units)}
+    for step in PLAN.value_steps:
+        stored = base.values(range(len(base)), step)
+        expected = torch.stack([batches[entry.unit].values[step][entry.slot] for entry in entries])
+        assert torch.equal(stored, expected.half().float())
+    for step in PLAN.key_steps:
+        stored = base.keys(range(len(base)), step)
+        expected = torch.stack([batches[entry.unit].keys[step][entry.slot] for entry in entries])
+        assert torch.allclose(stored, expected, atol=5e-5, rtol=0)
+    assert [entry.prompt for entry in entries] == [batches[e.unit].prompts[e.slot] for e in entries]
+    assert [entry.noise_id for entry in entries] == [batches[e.unit].noise_ids[e.slot] for e in entries]
+    report = base.verify()
+    assert report.clean, report.damaged
 
 
 def build(path: str, units: int, channel: Connection | None = None) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import shutil
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,39 +15,19 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 import redi
-from recording import GUIDANCE, PROMPTS, SEEDS, SHAPE, full_images, record
+from ground import NEW, NOISES, PLAN, Ground, call
+from recording import PROMPTS, full_images, record
 from redi.engine import Jump, run
 from redi.errors import (
-    IncompatibleError,
     InputError,
     KnowledgeBaseError,
     NoiseError,
     PlanError,
     RediWarning,
     RetrievalError,
-    UnsupportedError,
 )
-from redi.knowledge_base import NoiseBank
 from redi.retrieval import Combination, Nearest
-from tiny import Watcher, noise, scheduler, tiny_pipeline
-
-PLAN = redi.Plan(12, key_step=3, value_steps=(6, 8), more_key_steps=(2,))
-NOISES = NoiseBank.draw(SEEDS, SHAPE).latents
-NEW = "a big house on grass"
-
-
-class Ground:
-    """A folder with a base of each scheduler that was asked for, and a fresh pipeline for it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def pipe(self, name: str = "ddim") -> StableDiffusionPipeline:
-        return tiny_pipeline(self.folder / "model", name)
-
-    def base(self, name: str = "ddim", plan: redi.Plan = PLAN) -> redi.KnowledgeBase:
-        path = self.folder / f"{name}-{plan.num_inference_steps}"
-        return redi.KnowledgeBase.open(path) if path.exists() else record(path, self.pipe(name), plan)
+from tiny import Watcher, noise
 
 
 @pytest.fixture(scope="module")
@@ -62,14 +40,6 @@ def no_warnings() -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("error", RediWarning)
         yield
-
-
-def latents(output: Any) -> Tensor:
-    return output.images
-
-
-def call(pipe: Any, prompts: list[str] | str, **kwargs: Any) -> Tensor:
-    return latents(pipe(prompts, output_type="latent", **kwargs))
 
 
 # Algorithm 2
@@ -353,124 +323,6 @@ def test_an_unfinished_base_has_no_gate_and_says_so(ground: Ground, tmp_path: Pa
         redi.enable(pipe, base, quantile=0.9)
 
 
-# Compatibility
-
-
-def other_weights(pipe: Any) -> None:
-    with torch.no_grad():
-        pipe.unet.conv_in.weight.add_(1e-3)
-
-
-def other_scheduler(pipe: Any) -> None:
-    pipe.scheduler = scheduler("dpm")
-
-
-def other_spacing(pipe: Any) -> None:
-    pipe.scheduler = scheduler("ddim", timestep_spacing="trailing")
-
-
-@pytest.mark.parametrize(
-    ("change", "field", "both_sides"),
-    [
-        (other_weights, "weights.unet", ("sha256:", "sha256:")),
-        (other_scheduler, "scheduler.class", ('"DDIMScheduler"', '"DPMSolverMultistepScheduler"')),
-        (other_spacing, "scheduler.config.timestep_spacing", ('"leading"', '"trailing"')),
-    ],
-)
-def test_a_changed_pipeline_is_refused_with_both_sides(
-    ground: Ground, change: Callable[[Any], None], field: str, both_sides: tuple[str, str]
-) -> None:
-    enabled, fresh = ground.pipe(), ground.pipe()
-    redi.enable(enabled, ground.base())
-    call(enabled, NEW)
-    change(enabled)
-    change(fresh)
-    with pytest.raises(IncompatibleError) as at_enable:
-        redi.enable(fresh, ground.base())
-    with pytest.raises(IncompatibleError) as at_call:
-        call(enabled, NEW)
-    for error in (at_enable, at_call):
-        block = str(error.value).partition(f"{field}:\n")[2].splitlines()[:2]
-        assert [line.partition(":")[0].strip() for line in block] == ["knowledge base", "pipeline"]
-        assert all(side in line for side, line in zip(both_sides, block, strict=True))
-    assert "next call will be refused" in redi.summary(enabled)
-
-
-def test_summary_says_that_the_scheduler_was_replaced(ground: Ground) -> None:
-    pipe = ground.pipe()
-    redi.enable(pipe, ground.base())
-    other_scheduler(pipe)
-    assert "pipe.scheduler was replaced" in redi.summary(pipe)
-    pipe.scheduler = scheduler("ddim")
-    assert "replaced" not in redi.summary(pipe)
-    call(pipe, NEW)
-
-
-def test_an_untested_scheduler_is_refused(ground: Ground) -> None:
-    from diffusers import DDPMScheduler
-
-    pipe = ground.pipe()
-    pipe.scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
-    with pytest.raises(UnsupportedError, match="DDPMScheduler"):
-        redi.enable(pipe, ground.base())
-
-
-@pytest.mark.parametrize(
-    ("arguments", "base_side", "call_side"),
-    [
-        ({"num_inference_steps": 20}, "12", "20"),
-        ({"guidance_scale": 7.5}, "5.0", "7.5"),
-        ({"guidance_scale": torch.tensor(7.5)}, "5.0", '"a Tensor"'),
-        ({"negative_prompt": "blurry"}, '"ugly"', '"blurry"'),
-        ({"negative_prompt": ""}, '"ugly"', '""'),
-        ({"height": 32}, "16", "32"),
-        ({"clip_skip": 1}, "null", "1"),
-        ({"guidance_rescale": 0.5}, "0.0", "0.5"),
-        ({"timesteps": [900, 800]}, "null", '"a list"'),
-        ({"latents": torch.zeros(1, 4, 16, 16)}, '["b", 4, 8, 8]', "[1, 4, 16, 16]"),
-    ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
-)
-def test_arguments_that_contradict_the_base_are_refused_before_any_network_call(
-    ground: Ground, arguments: dict[str, Any], base_side: str, call_side: str
-) -> None:
-    pipe = ground.pipe()
-    redi.enable(pipe, ground.base())
-    evaluated: list[int] = []
-    for network in (pipe.unet, pipe.text_encoder):
-        network.register_forward_hook(lambda *_: evaluated.append(1))
-    with pytest.raises(IncompatibleError) as error:
-        call(pipe, NEW, **arguments)
-    assert f"knowledge base: {base_side}" in str(error.value)
-    assert f"this call:      {call_side}" in str(error.value)
-    assert evaluated == []
-
-
-def test_arguments_that_agree_with_the_base_may_be_given_in_any_form(ground: Ground) -> None:
-    pipe = ground.pipe()
-    redi.enable(pipe, ground.base(), max_distance=1e9)
-    expected = call(pipe, NEW, latents=NOISES[:1])
-    explicit = pipe(NEW, 16, 16, 12, guidance_scale=5, negative_prompt="ugly", latents=NOISES[:1], output_type="latent")
-    assert torch.equal(latents(explicit), expected)
-    listed = call(pipe, [NEW], negative_prompt=["ugly"], latents=NOISES[:1], cross_attention_kwargs={}, clip_skip=None)
-    torch.testing.assert_close(listed, expected)
-    embeds, _ = pipe.encode_prompt(NEW, "cpu", 1, False)
-    torch.testing.assert_close(call(pipe, None, prompt_embeds=embeds, latents=NOISES[:1]), expected)
-    assert redi.reports(pipe)[0].prompt == "(prompt_embeds)"
-
-
-def test_outputs_are_handed_on_as_the_pipeline_makes_them(ground: Ground) -> None:
-    pipe = ground.pipe()
-    stock = inspect.signature(pipe.__call__)
-    redi.enable(pipe, ground.base(), max_distance=1e9)
-    assert inspect.signature(pipe.__call__) == stock
-    assert pipe(NEW).images[0].size == (16, 16)
-    assert isinstance(pipe(NEW, return_dict=False), tuple)
-    assert pipe(NEW, output_type="np").images.shape == (1, 16, 16, 3)
-    assert len(pipe([NEW, PROMPTS[0]], num_images_per_prompt=2).images) == 4
-    assert [report.prompt for report in redi.reports(pipe)] == [NEW, NEW, PROMPTS[0], PROMPTS[0]]
-
-
 # Attaching
 
 
@@ -557,26 +409,6 @@ def test_the_user_sees_nothing_of_a_failed_call(ground: Ground) -> None:
     with pytest.raises(KeyboardInterrupt):
         call(pipe, NEW, callback_on_step_end=fail)
     assert torch.equal(call(pipe, NEW, latents=NOISES[:1]), expected)
-
-
-def test_the_bases_guidance_is_what_a_bare_call_gets(ground: Ground) -> None:
-    pipe = ground.pipe()
-    redi.enable(pipe, ground.base(), max_distance=0)
-    bare = call(pipe, NEW, latents=NOISES[:1])
-    redi.disable(pipe)
-    assert torch.equal(bare, call(pipe, NEW, latents=NOISES[:1], num_inference_steps=12, **GUIDANCE))
-
-
-def test_a_base_that_does_not_say_its_guidance_and_a_thing_that_is_no_pipeline_are_refused(
-    ground: Ground, tmp_path: Path
-) -> None:
-    shutil.copytree(ground.base().path, tmp_path / "base")
-    manifest = tmp_path / "base" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"guidance"', '"guide"'))
-    with pytest.raises(KnowledgeBaseError, match="guidance"):
-        redi.enable(ground.pipe(), tmp_path / "base")
-    with pytest.raises(UnsupportedError, match="a Diffusers pipeline"):
-        redi.enable(ground.pipe().unet, ground.base())
 
 
 def test_a_run_that_ends_before_the_key_step_says_so(ground: Ground) -> None:
