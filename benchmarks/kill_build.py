@@ -8,7 +8,6 @@ lines, writes the same as JSON, and exits 1 if a bar is missed.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 import tempfile
@@ -16,6 +15,8 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from figures import Figure, tell
 
 from redi.knowledge_base import KnowledgeBase
 from tiny import tiny_pipeline
@@ -45,11 +46,6 @@ def kill_and_finish(folder: Path, kills: int, prompts: int, seed: int) -> list[t
     ]
 
 
-def holds(value: int, bar: str) -> bool:
-    """Return whether a value clears its bar."""
-    return value >= int(bar[2:]) if bar.startswith(">=") else value == int(bar[1:])
-
-
 def main() -> int:
     """Run, print, write, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -60,12 +56,7 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         figures = kill_and_finish(Path(folder), options.kills, options.prompts, options.seed)
-    rows = [{"name": name, "value": value, "bar": bar, "ok": holds(value, bar)} for name, value, bar in figures]
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps({"seed": options.seed, "figures": rows}, indent=2) + "\n")
-    for row in rows:
-        print(row["name"], row["value"], row["bar"], "ok" if row["ok"] else "MISS")
-    return 0 if all(row["ok"] for row in rows) else 1
+    return tell([Figure(*figure) for figure in figures], options.json, {"seed": options.seed})
 
 
 if __name__ == "__main__":

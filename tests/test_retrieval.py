@@ -24,7 +24,6 @@ from redi.retrieval import (
     Nearest,
     Neighbor,
     Report,
-    combine_batch,
     combiner,
     format_reports,
 )
@@ -241,28 +240,6 @@ def test_latents_keep_their_shape_and_half_precision_is_computed_in_full(name: s
     assert half.values.dtype == torch.float32
     assert half.weights.dtype == torch.float64
     assert torch.equal(full.values, half.values)
-
-
-@pytest.mark.parametrize("name", EVERY)
-def test_each_image_of_a_batch_is_combined_alone(name: str) -> None:
-    rule = combiner(name)
-    problems = [problem(seed, h=4) for seed in (21, 31, 41)]
-    queries, keys, values = (torch.stack(parts) for parts in zip(*problems, strict=True))
-    results = combine_batch(rule, queries, keys, values, torch.arange(12).reshape(3, 4))
-    for result, parts in zip(results, problems, strict=True):
-        assert result is not None
-        assert torch.equal(result.values, rule.combine(*parts).values)
-
-
-@pytest.mark.parametrize("name", EVERY)
-def test_padding_is_not_read(name: str) -> None:
-    query, keys, values = problem(22, h=4)
-    keys[2:], values[2:] = math.nan, math.nan
-    batch = [part.unsqueeze(0).expand(2, *part.shape) for part in (query, keys, values)]
-    padded, empty = combine_batch(combiner(name), *batch, torch.tensor([[7, 3, -1, -1], [-1, -1, -1, -1]]))
-    assert padded is not None
-    assert torch.equal(padded.values, combiner(name).combine(query, keys[:2], values[:2]).values)
-    assert empty is None
 
 
 def test_residual_is_one_where_the_weights_are_no_better_than_the_mean() -> None:

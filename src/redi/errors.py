@@ -7,8 +7,7 @@ RediError
 ├── NoiseError           an initial latent that is not in the noise bank
 ├── KnowledgeBaseError   a knowledge base that is missing, damaged, locked or of an unknown version
 ├── RetrievalError       neighbours or weights that cannot be computed
-├── InputError           prompts, files or options that cannot be used
-└── MissingExtraError    an optional dependency that is not installed
+└── InputError           prompts, files or options that cannot be used
 """
 
 from __future__ import annotations
@@ -59,10 +58,6 @@ class RetrievalError(RediError):
 
 class InputError(RediError, ValueError):
     """Prompts, files or options that cannot be used."""
-
-
-class MissingExtraError(RediError, ImportError):
-    """An optional dependency that is not installed."""
 
 
 class RediWarning(UserWarning):

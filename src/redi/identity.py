@@ -35,7 +35,8 @@ def identity_of(
     """Return what a pipeline's trajectories depend on, as JSON values (design section 5); reads, changes nothing.
 
     Equal identities (but for :data:`INFORMATION`, see :func:`compared`) mean that the same noise and prompt give the
-    same trajectory, floating point aside.
+    same trajectory, floating point aside. Not seen: the tokenizer's vocabulary, configs of networks with equal
+    weights, and switches set on a network after loading (FreeU).
 
     Args:
         pipe: A text-to-image pipeline of the ``StableDiffusionPipeline`` kind.

@@ -10,7 +10,6 @@ from redi.retrieval.weights import (
     Kriging,
     LeastSquares,
     Nearest,
-    combine_batch,
     combiner,
 )
 
@@ -25,7 +24,6 @@ __all__ = [
     "Nearest",
     "Neighbor",
     "Report",
-    "combine_batch",
     "combiner",
     "format_reports",
 ]

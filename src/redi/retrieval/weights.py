@@ -8,7 +8,7 @@ on the CPU, where they cost microseconds.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol, runtime_checkable
@@ -191,34 +191,6 @@ def combiner(choice: str | Combiner) -> Combiner:
             fix=f"name one of {', '.join(COMBINERS)}, or pass an instance",
         )
     return choice
-
-
-def combine_batch(
-    rule: Combiner, queries: Tensor, keys: Sequence[Tensor] | Tensor, values: Sequence[Tensor] | Tensor, rows: Tensor
-) -> list[Combination | None]:
-    """Combine every image of a batch alone.
-
-    Args:
-        rule: The combiner.
-        queries: (b, ...) any float dtype.
-        keys: (b, h, ...), or b tensors of it.
-        values: (b, h, ...), or b tensors of it.
-        rows: (b, h) integer; negative marks padding, whose keys and values are not read.
-
-    Returns:
-        One combination per image, its weights over the neighbours that exist; None where none exists.
-
-    Raises:
-        RetrievalError: As :meth:`Combiner.combine`.
-    """
-    results: list[Combination | None] = []
-    for query, near, far, row in zip(queries, keys, values, rows, strict=True):
-        exists = row >= 0
-        if not bool(exists.any()):
-            results.append(None)
-            continue
-        results.append(rule.combine(query, near[exists.to(near.device)], far[exists.to(far.device)]))
-    return results
 
 
 def _flat(query: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
