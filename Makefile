@@ -5,6 +5,8 @@
 #   make check    lint, format, types
 #   make bench    measure what the README claims; fails if a figure misses its bar
 #   make bench-kill   kill a build twenty times and count what is left
+#   make bench-gate   measure what the default gate is chosen by
+#   make bench-style  measure styles that a base does not hold
 #   make figures  write the README's figures and picture from what demo and bench left
 #   make docs     write docs/cli.md from the help texts
 #   make clean    remove what the others made, .venv too
@@ -23,7 +25,7 @@ INSTALLED := $(VENV)/.installed
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export DO_NOT_TRACK ?= 1
 
-.PHONY: venv demo test check bench bench-kill figures docs clean
+.PHONY: venv demo test check bench bench-gate bench-style bench-kill figures docs clean
 .DEFAULT_GOAL := demo
 
 venv: $(INSTALLED)
@@ -49,6 +51,12 @@ check: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/bench.py --out bench
+
+bench-gate: $(INSTALLED)
+	$(BIN)/python benchmarks/gate.py --out bench
+
+bench-style: $(INSTALLED)
+	$(BIN)/python benchmarks/style.py --out bench
 
 bench-kill: $(INSTALLED)
 	$(BIN)/python benchmarks/kill_build.py --json bench/kill_build.json

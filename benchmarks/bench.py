@@ -180,9 +180,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("bench"))
     parser.add_argument("--model", default=MINIATURE)
-    parser.add_argument("--entries", type=int, default=1024, help="of the bases that pictures are made with")
-    parser.add_argument("--built", type=int, default=256, help="entries built to measure building")
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--entries", type=int, default=320, help="of the bases that pictures are made with")
+    parser.add_argument("--built", type=int, default=96, help="entries built to measure building")
+    parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     figures: list[Figure] = []

@@ -36,8 +36,8 @@ def main() -> int:
     """Measure, print, write, and return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("bench"))
-    parser.add_argument("--entries", type=int, default=1200)
-    parser.add_argument("--prompts", type=int, default=240)
+    parser.add_argument("--entries", type=int, default=600)
+    parser.add_argument("--prompts", type=int, default=160)
     parser.add_argument("--noises", type=int, default=4)
     options = parser.parse_args()
     pipe = load_pipeline(MINIATURE, scheduler="dpm")
