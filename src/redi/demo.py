@@ -97,7 +97,10 @@ def run_demo(out: Path, *, entries: int = 1000, pictures: int = 24, device: str 
         "pictures": [[each.report.to_dict() for each in found] for found in made],
     }
     write_json(out / REPORT, report)
-    return f"{format_outcomes(outcomes)}\n{out / COMPARISON} shows them, {out / REPORT} says what happened to each"
+    told = f"{', '.join(_SHARES)}: share of the pictures that show what their prompts say of it, read by the evaluator"
+    return (
+        f"{format_outcomes(outcomes)}\n{told}\n{out / COMPARISON} shows them, {out / REPORT} says what happened to each"
+    )
 
 
 def _base(pipe: Any, folder: Path, entries: int) -> redi.KnowledgeBase:
