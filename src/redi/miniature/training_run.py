@@ -40,7 +40,7 @@ STAGES = {
     "tokenizer": Stage("tokenizer", 0, 0, 0.0, seed=1),
     "text": Stage("text", 300, 128, 1e-3),
     "autoencoder": Stage("autoencoder", 4000, 8, 2e-3, averaging=0.998),
-    "denoiser": Stage("denoiser", 6500, 64, 1e-3, averaging=0.999),
+    "denoiser": Stage("denoiser", 4800, 64, 1e-3, averaging=0.999),
     "evaluator": Stage("evaluator", 2500, 48, 2e-3, averaging=0.995),
 }
 """The stages in their order, with what two CPU cores manage in about three hours."""
