@@ -28,7 +28,7 @@ from redi.miniature.quality import faithful
 from redi.miniature.scenes import captions
 from redi.pipelines import MINIATURE, default_guidance, load_pipeline, model_name
 
-PLAN = redi.Plan(20, key_step=5, value_steps=(15,))
+PLAN = redi.Plan(20, key_step=5, value_steps=(10, 15))
 QUANTILES = (0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 
 
@@ -36,14 +36,14 @@ def main() -> int:
     """Measure, print, write, and return the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("bench"))
-    parser.add_argument("--entries", type=int, default=600)
-    parser.add_argument("--prompts", type=int, default=160)
+    parser.add_argument("--entries", type=int, default=1000)
+    parser.add_argument("--prompts", type=int, default=96)
     parser.add_argument("--noises", type=int, default=4)
     options = parser.parse_args()
     pipe = load_pipeline(MINIATURE, scheduler="dpm")
     base = redi.build(
         pipe,
-        list(captions(options.entries, seed=21, held_out=False)),
+        list(captions(options.entries, seed=11, held_out=False)),
         options.out / "gate-base",
         plan=PLAN,
         noises=options.noises,

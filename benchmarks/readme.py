@@ -35,7 +35,8 @@ def figures(demo: dict[str, Any], bench: dict[str, Any]) -> str:
     measured = f"{machine['cores']} cores ({machine['processor']})" if not machine["gpu"] else machine["gpu"]
     lines = [
         f"`make demo`, {outcomes[0]['prompts']} held-out prompts, a base of {demo['entries']} entries, "
-        f"{demo['scheduler']} with {demo['plan']['num_inference_steps']} steps; calls and retrieval of one picture, "
+        f"{demo['scheduler']} with {demo['plan']['num_inference_steps']} steps, {demo['weights']} weights; "
+        "calls and retrieval of one picture, "
         "seconds of all, and the share of pictures in which the evaluator sees what the prompt asks for:",
         "",
         _line(heading),
@@ -53,10 +54,6 @@ def figures(demo: dict[str, Any], bench: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{share:.0%}"
 
 
 def _line(cells: list[str]) -> str:

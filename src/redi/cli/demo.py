@@ -12,7 +12,7 @@ from redi.cli import options
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for base, pictures and report.", metavar="FOLDER")] = Path("demo"),
-    entries: Annotated[int, typer.Option(help="Entries of the knowledge base.", min=1, metavar="N")] = 1000,
+    entries: Annotated[int, typer.Option(help="Entries of the knowledge base.", min=1, metavar="N")] = 800,
     pictures: Annotated[
         int, typer.Option(help="Prompts to compare, none of them in the base.", min=1, metavar="N")
     ] = 24,
