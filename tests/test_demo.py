@@ -25,7 +25,7 @@ def test_the_demo_leaves_a_comparison_and_a_report_and_tells_a_table(tmp_path: P
     from redi.demo import run_demo
 
     told = run_demo(tmp_path, entries=16, pictures=2)
-    for name in ("full", "ReDi to 10", "ReDi to 15", "retrieval ms", "objects"):
+    for name in ("full", "ReDi to 7", "ReDi to 12", "retrieval ms", "objects"):
         assert name in told
     outcomes = json.loads((tmp_path / "report.json").read_text())["outcomes"]
     assert [outcome["prompts"] for outcome in outcomes] == [2, 2, 2]
