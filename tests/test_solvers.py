@@ -6,8 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import EulerAncestralDiscreteScheduler, HeunDiscreteScheduler, PNDMScheduler
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
 
+import closed_form
 import gaussian
 from redi.engine import Jump, run
 from redi.errors import UnsupportedError
@@ -42,7 +50,7 @@ def test_pndm_is_inside_its_first_step_after_one_call() -> None:
         EulerAncestralDiscreteScheduler(),
         PNDMScheduler(skip_prk_steps=False),
         scheduler("dpm", algorithm_type="sde-dpmsolver++"),
-        scheduler("dpm", use_flow_sigmas=True, prediction_type="flow_prediction"),
+        FlowMatchEulerDiscreteScheduler(stochastic_sampling=True),
         scheduler("unipc", solver_p=scheduler("dpm")),
         scheduler("unipc", prediction_type="sample"),
         scheduler("dpm", thresholding=True),
@@ -156,3 +164,20 @@ def test_every_wrong_way_to_jump_is_worse_than_the_restart(
     wrong = gaussian.jump_without_redi(pipe, PROMPTS, X_T, steps, calls, values, wrong_way)
     ours = jumped(pipe, name, value_step, values)
     assert gaussian.distance(wrong, full) > times_worse * gaussian.distance(ours, full)
+
+
+@pytest.mark.parametrize(
+    "kind", [FlowMatchEulerDiscreteScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler]
+)
+def test_flow_matching_jumps_to_the_exact_solution_and_ends_as_near_to_it_as_the_full_run(kind: type) -> None:
+    flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
+    solver = kind() if kind is FlowMatchEulerDiscreteScheduler else kind(**flow)
+    pipe = closed_form.Loop(closed_form.ExactNetwork("flow_prediction"), solver)
+    full = pipe(PROMPTS, X_T, 20)
+    levels = closed_form.noise_levels(solver)
+    exact = closed_form.solve(X_T, PROMPTS, levels[0], levels[-1])
+    values = closed_form.solve(X_T, PROMPTS, levels[0], levels[14])
+    with run(pipe, Watcher(5, lambda latents: [Jump(14, value) for value in values])) as statistics:
+        jumped = pipe(PROMPTS, X_T, 20)
+    assert statistics.calls == [11, 11]
+    assert gaussian.distance(jumped, exact) < 1.2 * gaussian.distance(full, exact)

@@ -85,7 +85,9 @@ class NoiseWatch:
         if self.base.manifest.noise["kind"] == "independent":
             self.noise_ids = [INDEPENDENT] * len(latents)
         else:
-            self.noise_ids = self.base.noise_bank.match(latents, float(self.scheduler.init_noise_sigma))
+            self.noise_ids = self.base.noise_bank.match(
+                latents, float(getattr(self.scheduler, "init_noise_sigma", 1.0))
+            )
         self.decisions = [Decision(noise_id, self.before_key) for noise_id in self.noise_ids]
 
     def at_key(self, latents: Tensor) -> Sequence[Jump | None]:

@@ -16,6 +16,7 @@ from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     PNDMScheduler,
     UniPCMultistepScheduler,
 )
@@ -99,6 +100,7 @@ class _PNDMFacts(SolverFacts):
 
 
 _EPSILON_OR_V = ("epsilon", "v_prediction")
+_EPSILON_V_OR_FLOW = (*_EPSILON_OR_V, "flow_prediction")
 
 _FACTS: dict[type, SolverFacts] = {
     DDIMScheduler: SolverFacts(
@@ -110,23 +112,26 @@ _FACTS: dict[type, SolverFacts] = {
         {
             "algorithm_type": ("dpmsolver++", "dpmsolver"),
             "solver_order": (1, 2, 3),
-            "use_flow_sigmas": (False,),
             "thresholding": (False,),
-            "prediction_type": _EPSILON_OR_V,
+            "prediction_type": _EPSILON_V_OR_FLOW,
         },
     ),
     UniPCMultistepScheduler: SolverFacts(
         "unipc",
         {
             "solver_p": (None,),
-            "use_flow_sigmas": (False,),
             "thresholding": (False,),
-            "prediction_type": _EPSILON_OR_V,
+            "prediction_type": _EPSILON_V_OR_FLOW,
         },
     ),
     EulerDiscreteScheduler: SolverFacts(
         "euler",
         {"prediction_type": _EPSILON_OR_V, "timestep_type": ("discrete",)},
+        stochastic_arguments=("s_churn",),
+    ),
+    FlowMatchEulerDiscreteScheduler: SolverFacts(
+        "flow-euler",
+        {"stochastic_sampling": (False,), "invert_sigmas": (False,)},
         stochastic_arguments=("s_churn",),
     ),
 }

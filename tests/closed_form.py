@@ -1,0 +1,77 @@
+"""Owns a pipeline-like loop around the closed-form Gaussian for any scheduler of Diffusers; must not know redi.
+
+Data x_0 ~ N(mean, diag(spread^2)), latents x = a x_0 + s eps. Which a and s a call has is the scheduler's: variance
+preserving, scaled by the sigma (x = x_0 + s eps), or the straight line of flow matching (a = 1 - s).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor
+
+SHAPE = (4, 4, 4)
+SPREAD = torch.logspace(-1.7, 0.18, 64).reshape(SHAPE)
+
+
+class ExactNetwork(ModelMixin, ConfigMixin):
+    """Answers in the prediction type that the scheduler asks for."""
+
+    @register_to_config
+    def __init__(self, prediction_type: str = "epsilon") -> None:
+        super().__init__()
+
+    def forward(self, latents: Tensor, mean: Tensor, scale: Tensor, sigma: Tensor) -> Tensor:
+        """Return the exact prediction for x (b, 4, 4, 4) = scale x_0 + sigma eps."""
+        scale, sigma, latents = scale.double(), sigma.double(), latents.double()
+        noise = sigma * (latents - scale * mean) / (scale**2 * SPREAD**2 + sigma**2)
+        data = mean + scale * SPREAD**2 * (latents - scale * mean) / (scale**2 * SPREAD**2 + sigma**2)
+        return {
+            "epsilon": noise,
+            "sample": data,
+            "v_prediction": (scale * noise - sigma * data) / (scale**2 + sigma**2).sqrt(),
+            "flow_prediction": noise - data,
+        }[self.config.prediction_type].float()
+
+
+class Loop(DiffusionPipeline):
+    """The loop of every text-to-image pipeline, with latents in and out."""
+
+    def __init__(self, network: ExactNetwork, scheduler: Any) -> None:
+        super().__init__()
+        self.register_modules(network=network, scheduler=scheduler)
+
+    @torch.no_grad()
+    def __call__(self, mean: Tensor, x_T: Tensor, num_inference_steps: int) -> Tensor:
+        """Return the final latents (b, 4, 4, 4) of x_T (b, 4, 4, 4) guided by mean (b, 4, 4, 4)."""
+        self.scheduler.set_timesteps(num_inference_steps)
+        levels = noise_levels(self.scheduler)
+        latents = x_T * getattr(self.scheduler, "init_noise_sigma", 1.0)
+        for call, timestep in enumerate(self.scheduler.timesteps):
+            answer = self.network(latents, mean, *levels[call])
+            latents = self.scheduler.step(answer, timestep, latents, return_dict=False)[0]
+        return latents
+
+
+def noise_levels(scheduler: Any) -> list[tuple[Tensor, Tensor]]:
+    """Return a and s at every call of the schedule, and at its end."""
+    if not hasattr(scheduler, "sigmas"):
+        cumulated = scheduler.alphas_cumprod[scheduler.timesteps.long()]
+        cumulated = torch.cat([cumulated, scheduler.final_alpha_cumprod[None]])
+        return list(zip(cumulated.sqrt(), (1 - cumulated).sqrt(), strict=True))
+    sigmas = scheduler.sigmas
+    if "Flow" in type(scheduler).__name__ or scheduler.config.get("use_flow_sigmas"):
+        return list(zip(1 - sigmas, sigmas, strict=True))
+    if hasattr(scheduler, "_sigma_to_alpha_sigma_t"):
+        return [scheduler._sigma_to_alpha_sigma_t(sigma) for sigma in sigmas]
+    return [(torch.ones(()), sigma) for sigma in sigmas]
+
+
+def solve(latents: Tensor, mean: Tensor, start: tuple[Tensor, Tensor], end: tuple[Tensor, Tensor]) -> Tensor:
+    """Return the exact ODE solution at one noise level, from latents (b, 4, 4, 4) at another."""
+    (a, s), (scale, sigma) = ((each.double() for each in level) for level in (start, end))
+    standard = (latents.double() - a * mean) / (a**2 * SPREAD**2 + s**2).sqrt()
+    return (scale * mean + standard * (scale**2 * SPREAD**2 + sigma**2).sqrt()).float()
