@@ -396,27 +396,3 @@ def test_summary_tells_what_is_enabled_and_what_happened(ground: Ground) -> None
     assert "3 -> 8 of 12" in after
     assert "abstained: too" in after
     assert "1 of 2 jumped; 21 calls instead of 26" in after
-
-
-def test_the_user_sees_nothing_of_a_failed_call(ground: Ground) -> None:
-    pipe = ground.pipe()
-    redi.enable(pipe, ground.base(), max_distance=1e9)
-    expected = call(pipe, NEW, latents=NOISES[:1])
-
-    def fail(*_: Any) -> dict[str, Tensor]:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        call(pipe, NEW, callback_on_step_end=fail)
-    assert torch.equal(call(pipe, NEW, latents=NOISES[:1]), expected)
-
-
-def test_a_run_that_ends_before_the_key_step_says_so(ground: Ground) -> None:
-    def stop(pipe: Any, step: int, timestep: Any, kwargs: Any) -> Any:
-        pipe._interrupt = True
-        return kwargs
-
-    pipe = ground.pipe()
-    redi.enable(pipe, ground.base())
-    call(pipe, NEW, callback_on_step_end=stop)
-    assert redi.reports(pipe)[0].reason == "the run ended before the key step"

@@ -8,6 +8,7 @@ the solver restarts. One policy interface serves recording and jumping, so that 
 from __future__ import annotations
 
 import inspect
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -85,6 +86,7 @@ def run(pipe: Any, policy: Policy, *, tail_conditioning: Conditioning | None = N
         cleanup.enter_context(patched(pipe.scheduler, "step", loop.step))
         try:
             yield statistics
+            loop.tell_interruption()
         except StopTrajectory:
             pipe.maybe_free_model_hooks()
             raise
@@ -100,9 +102,11 @@ class _Loop:
         self.networks, self.statistics = networks, statistics
         self.signature = inspect.signature(scheduler.step)
         self.running = False
+        self.thread = threading.get_ident()
 
     def begin(self, set_timesteps: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Start a loop: the pipeline has asked its scheduler for a schedule."""
+        self._refuse_other_threads()
         result = set_timesteps(*args, **kwargs)
         self.running = True
         self.calls_done = 0
@@ -113,6 +117,7 @@ class _Loop:
 
     def step(self, plain_step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Make one call of ``scheduler.step``: Algorithm 2, one iteration."""
+        self._refuse_other_threads()
         if not self.running:
             return plain_step(*args, **kwargs)
         arguments = self.signature.bind(*args, **kwargs).arguments
@@ -134,6 +139,19 @@ class _Loop:
         if self.calls_done == self.total_calls:
             self._end()
         return output
+
+    def tell_interruption(self) -> None:
+        """Say that the pipeline returned before the end of its schedule (its ``interrupt`` flag skips the rest)."""
+        if self.running and self.calls_done:
+            self.statistics.interrupted_after = self.calls_done
+
+    def _refuse_other_threads(self) -> None:
+        if threading.get_ident() != self.thread:
+            raise UnsupportedError(
+                f"a {type(self.scheduler).__name__} used by another thread while redi runs a pipeline with it",
+                expected="one loop at a time: the scheduler holds the state of one",
+                fix="call the pipelines in turn, or give each a scheduler of its own (from_config)",
+            )
 
     def _start(self, arguments: dict[str, Any]) -> None:
         """Meet x_T: the scheduler has made no step yet, and its state is what a jump restarts from."""

@@ -143,6 +143,12 @@ class JumpPolicy(NoiseWatch):
         base, rule, device = self.base, self.rule, queries.device
 
         found = base.search(queries, noise_ids, rule.neighbors, rule.key_step, device)
+        if bool(found.distances.isnan().any()):
+            raise RetrievalError(
+                "the distance to the nearest neighbour is not a number",
+                expected="a base without NaN",
+                fix="look for damage: redi inspect --verify",
+            )
         reasons = [rule.gate.decide(nearest) for nearest in found.distances[:, 0].tolist()]
 
         neighbors = [row[row >= 0] for row in found.rows]

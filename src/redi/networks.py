@@ -5,6 +5,7 @@ Must not know schedulers or policies: the engine says which images are awake.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from redi.caches import refresh_caches, refuse_untested_caches, restored_caches
 from redi.conditioning import Conditioning
 from redi.patching import patched_networks
 from redi.rows import put_rows, rows_of_images, take_rows
@@ -26,7 +28,8 @@ class RunStatistics:
     ``calls`` and ``skipped_calls`` are counted on the networks, from ``set_timesteps`` to the last ``step``: a row
     counts as called when it was among the rows evaluated, as skipped when it was answered from memory.
     ``network_calls`` counts evaluations whatever their rows. Seconds are complete once the run has ended; on a GPU
-    network seconds are measured on the device.
+    network seconds are measured on the device. ``interrupted_after`` is the number of scheduler calls after which the
+    last loop was left before its end (the pipeline's ``interrupt`` flag); None if it was not.
     """
 
     calls: list[int] = field(default_factory=list)
@@ -34,6 +37,7 @@ class RunStatistics:
     network_seconds: float = 0.0
     policy_seconds: float = 0.0
     network_calls: int = 0
+    interrupted_after: int | None = None
 
 
 class Stopwatch:
@@ -85,6 +89,7 @@ class Networks:
         self._patches = ExitStack()
         self._watch = Stopwatch()
         self._first_image = 0
+        self._thread = threading.get_ident()
         self.begin_loop()
 
     def begin_loop(self) -> None:
@@ -97,8 +102,14 @@ class Networks:
         self._calls_before_first_step = 0
 
     def open(self) -> None:
-        """Patch every network component of the pipeline."""
+        """Patch every network component of the pipeline.
+
+        Raises:
+            UnsupportedError: A network has a cache that cannot follow a jump.
+        """
         self.close()
+        refuse_untested_caches(self._pipe)
+        self._patches.enter_context(restored_caches(self._pipe))
         self._patches.enter_context(patched_networks(self._pipe, self._call))
 
     def close(self) -> None:
@@ -114,6 +125,8 @@ class Networks:
 
     def next_step(self, awake: Sequence[int] | None) -> None:
         """Start the next step of the loop, with these images awake (None: all)."""
+        if awake != self.awake and awake:
+            refresh_caches(self._pipe)
         self.awake = awake
         self._position.clear()
 
@@ -123,6 +136,8 @@ class Networks:
 
     def _call(self, name: str, evaluate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Answer one call of a network: the awake rows evaluated, the others from memory."""
+        if threading.get_ident() != self._thread:  # another pipeline that shares the network
+            return evaluate(*args, **kwargs)
         position = self._position[name] = self._position.get(name, -1) + 1
         place = (name, position)
         total, device = _rows_and_device(args, kwargs)

@@ -104,7 +104,7 @@ def _reports(
             prompt=prompts[image * len(prompts) // images],
             seed=_seed(policy.base, decision.noise_id),
             noise_id=None if decision.noise_id in (None, -1) else decision.noise_id,
-            **_decided(policy, decision),
+            **_decided(policy, decision, statistics),
             num_inference_steps=policy.base.plan.num_inference_steps,
             sampler=type(pipe.scheduler).__name__,
             neighbors=neighbors[image],
@@ -118,12 +118,21 @@ def _reports(
     ]
 
 
-def _decided(policy: NoiseWatch, decision: Decision) -> dict[str, Any]:
+def _reason(decision: Decision, statistics: RunStatistics) -> str | None:
+    """Return why the image abstained, and where its run was interrupted."""
+    interrupted = statistics.interrupted_after
+    if interrupted is None:
+        return decision.reason
+    cut = f"interrupted after {interrupted} scheduler calls"
+    return f"{decision.reason}; {cut}" if decision.reason else cut
+
+
+def _decided(policy: NoiseWatch, decision: Decision, statistics: RunStatistics) -> dict[str, Any]:
     """Return the fields of a report that tell a decision."""
     made = decision.combination
     return {
         "jumped": made is not None,
-        "reason": decision.reason,
+        "reason": _reason(decision, statistics),
         "key_step": policy.base.plan.key_step if policy.key_step is None else policy.key_step,
         "value_step": decision.value_step,
         "residual": made.residual if made else None,

@@ -30,7 +30,7 @@ class Report:
         noise_id: Which noise of the bank it started from; None if its noise was not of the bank.
         seed: The seed of that noise; None if unknown.
         jumped: Whether the image jumped.
-        reason: Why it abstained; None if it jumped.
+        reason: Why it abstained, and where its run was interrupted; None if it jumped and ran to the end.
         key_step: Completed steps at the query.
         value_step: Completed steps after the jump; None if it abstained.
         num_inference_steps: Steps of the schedule.
@@ -121,6 +121,7 @@ def _cells(report: Report) -> list[str]:
     nearest = report.neighbors[0] if report.neighbors else None
     if report.jumped:
         decision = f"{report.key_step} -> {report.value_step} of {report.num_inference_steps}"
+        decision += f", {report.reason}" if report.reason else ""
     else:
         decision = f"abstained: {report.reason}"
     noise = "-" if report.noise_id is None else f"{report.noise_id}"
