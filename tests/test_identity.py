@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -197,12 +198,50 @@ def test_a_schedule_that_cannot_be_made_is_refused(pipe: Any) -> None:
         identity_of(pipe, **{**CALL, "num_inference_steps": 2000})
 
 
+# --- switches and vocabularies ---
+
+
+def test_freeu_changes_the_identity_as_long_as_it_is_on(pipe: Any) -> None:
+    before = identity_of(pipe, **CALL)
+    pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+    assert what_differs(before, identity_of(pipe, **CALL)) == ["switches.unet.freeu"]
+    pipe.disable_freeu()
+    assert identity_of(pipe, **CALL) == before
+
+
+def test_equal_weights_with_another_config_are_another_identity(pipe: Any) -> None:
+    before = identity_of(pipe, **CALL)
+    pipe.unet.register_to_config(attention_head_dim=4)
+    pipe.text_encoder.config.num_attention_heads = 4
+    assert what_differs(before, identity_of(pipe, **CALL)) == [
+        "switches.text_encoder.num_attention_heads",
+        "switches.unet.attention_head_dim",
+    ]
+
+
+def test_only_what_is_not_at_its_default_is_written_down(pipe: Any) -> None:
+    switches = identity_of(pipe, **CALL)["switches"]["unet"]
+    assert switches["norm_num_groups"] == 4
+    assert "act_fn" not in switches
+    assert "freeu" not in switches
+
+
+def test_another_vocabulary_or_length_is_another_identity(pipe: Any) -> None:
+    before = identity_of(pipe, **CALL)
+    pipe("a cat", num_inference_steps=1, output_type="latent")
+    assert identity_of(pipe, **CALL) == before, "what a call leaves on the tokenizer is no difference"
+    pipe.tokenizer.add_tokens(["<ink>"])
+    assert what_differs(before, identity_of(pipe, **CALL)) == ["tokenizers.tokenizer"]
+    longer = identity_of(pipe, **CALL)
+    pipe.tokenizer.model_max_length = 12
+    assert what_differs(longer, identity_of(pipe, **CALL)) == ["tokenizers.tokenizer"]
+
+
 # --- adapters ---
 
 
 @pytest.fixture
 def adapted(pipe: Any) -> Any:
-    peft = pytest.importorskip("peft")
     torch.manual_seed(1)
     for seed_name in ("ink", "sand"):
         pipe.unet.add_adapter(

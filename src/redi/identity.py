@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from redi.errors import InputError, UnsupportedError
+from redi.switches import hash_vocabulary, switches_of
 from redi.weights_hash import hash_weights
 
 INFORMATION = "information"
@@ -35,8 +36,7 @@ def identity_of(
     """Return what a pipeline's trajectories depend on, as JSON values (design section 5); reads, changes nothing.
 
     Equal identities (but for :data:`INFORMATION`, see :func:`compared`) mean that the same noise and prompt give the
-    same trajectory, floating point aside. Not seen: the tokenizer's vocabulary, configs of networks with equal
-    weights, and switches set on a network after loading (FreeU).
+    same trajectory, floating point aside. Not seen: caches (DeepCache, ``enable_cache``), which approximate one.
 
     Args:
         pipe: A text-to-image pipeline of the ``StableDiffusionPipeline`` kind.
@@ -48,7 +48,8 @@ def identity_of(
         revision: Of the model, for information; by default read from the cache folder it was loaded from.
 
     Returns:
-        ``pipeline``, ``weights`` (component -> hash), ``adapters`` (component -> name -> hash and scales), ``dtype``,
+        ``pipeline``, ``weights`` (component -> hash), ``switches`` (component -> config that is not at its default,
+        FreeU), ``tokenizers`` (component -> hash), ``adapters`` (component -> name -> hash and scales), ``dtype``,
         ``prediction_type``, ``latents`` (shape, scaling_factor, shift_factor), ``scheduler`` (class, config,
         timesteps), ``guidance`` (scale, negative_prompt), ``information`` (model, revision, versions).
 
@@ -65,6 +66,12 @@ def identity_of(
     return {
         "pipeline": type(pipe).__name__,
         "weights": {name: found.base for name, found in hashes.items()},
+        "switches": {name: _json(switches_of(network)) for name, network in networks.items()},
+        "tokenizers": {
+            name: hash_vocabulary(part)
+            for name, part in sorted(pipe.components.items())
+            if name.startswith("tokenizer") and part is not None
+        },
         "adapters": {
             name: {adapter: dict(facts) for adapter, facts in found.adapters.items()}
             for name, found in hashes.items()

@@ -40,16 +40,19 @@ def hash_weights(network: nn.Module) -> WeightsHash:
     it was, and moving a network to another device resets it.
 
     Raises:
-        UnsupportedError: A weight is not in memory (offloaded to the disk or sequentially).
+        UnsupportedError: A weight is not in memory (offloaded to the disk, say).
     """
     network = getattr(network, "_orig_mod", network)  # what torch.compile(network) wraps
-    tensors: dict[str, Tensor] = dict(network.state_dict(keep_vars=True))
+    tensors = {
+        name: _offloaded(network, name) if tensor.is_meta else tensor
+        for name, tensor in network.state_dict(keep_vars=True).items()
+    }
     absent = next((name for name, tensor in tensors.items() if tensor.is_meta), None)
     if absent is not None:
         raise UnsupportedError(
             f"weight {absent} of {type(network).__name__} is not in memory",
             expected="weights that can be read",
-            fix="build or enable before enable_sequential_cpu_offload, or use enable_model_cpu_offload",
+            fix="offload to the CPU, with enable_model_cpu_offload or enable_sequential_cpu_offload",
         )
     scales = _active_scales(network)
     state = (_look(tensors.items()), repr(scales))
@@ -58,6 +61,21 @@ def hash_weights(network: nn.Module) -> WeightsHash:
         known = (state, _hash(tensors, _adapter_owners(network, tensors), scales))
         _known[network] = known
     return known[1]
+
+
+def _offloaded(network: nn.Module, name: str) -> Tensor:
+    """Return the weight that accelerate keeps on the CPU between two calls; where it does not, the empty one."""
+    owner, _, own_name = name.rpartition(".")
+    module = network.get_submodule(owner)
+    hook = getattr(module, "_hf_hook", None)
+    for each in getattr(hook, "hooks", (hook,)):
+        weights = getattr(each, "weights_map", None)
+        in_memory = isinstance(getattr(weights, "dataset", weights), dict)  # not a lazy map that reads the disk
+        if in_memory and weights is not None and own_name in weights:
+            kept: Tensor = weights[own_name]
+            return kept
+    empty: Tensor = getattr(module, own_name)
+    return empty
 
 
 _known: WeakKeyDictionary[nn.Module, tuple[Any, WeightsHash]] = WeakKeyDictionary()
