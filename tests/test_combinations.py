@@ -27,6 +27,7 @@ from torch import Tensor
 import redi
 from ground import NEW, NOISES, PLAN, Ground, call
 from recording import PROMPTS, full_images, record
+from redi.conditioning import capture
 from redi.engine import Jump, RunStatistics, run
 from redi.errors import IncompatibleError, UnsupportedError
 from tiny import Watcher, noise
@@ -226,6 +227,16 @@ def test_deep_cache_saves_blocks_and_redi_calls(ground: Ground, enabled_first: b
     assert redi.reports(pipe)[0].calls == 7
     redi.disable(pipe)
     assert distance(jumped, full) < distance(full_images(pipe, PROMPTS[:2], NOISES[:2], 12), full)
+
+
+def test_deep_cache_forgets_the_prompt_when_a_style_takes_its_place(ground: Ground) -> None:
+    pipe = ground.pipe()
+    deep = count_deep(pipe)
+    deep_cache(pipe)
+    style = capture(pipe, prompt=[NEW], num_inference_steps=12, guidance_scale=5.0, output_type="latent")
+    with run(pipe, Watcher(4), tail_conditioning=style):
+        full_images(pipe, [PROMPTS[0]], NOISES[:1], 12)
+    assert len(deep) == 5, "calls 0 and 3, and 4, 7 and 10 with the style"
 
 
 def test_deep_cache_finds_everything_as_it_left_it(ground: Ground) -> None:

@@ -168,6 +168,17 @@ def test_a_unit_torn_by_a_power_loss_is_taken_back_and_done_again(base: Knowledg
     check_contents(KnowledgeBase.open(base.path), 4)
 
 
+def test_what_a_killed_unit_refused_is_forgotten_when_it_is_done_again(base: KnowledgeBase) -> None:
+    spoilt = unit_batch(4)
+    spoilt.keys[1][:] = float("nan")
+    base.add_unit(4, spoilt)
+    forget_last_acknowledgement(base)  # nothing of unit 4 is in the table: as if killed before its commit
+    again = KnowledgeBase.open(base.path)
+    assert again.add_unit(4, unit_batch(4)).refused == 0
+    assert KnowledgeBase.open(base.path).refused() == []
+    check_contents(KnowledgeBase.open(base.path), 5)
+
+
 @pytest.mark.parametrize("left", [0, 100])
 def test_a_manifest_torn_by_a_power_loss_is_set_aside(base: KnowledgeBase, left: int) -> None:
     forget_last_acknowledgement(base)

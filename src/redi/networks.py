@@ -97,6 +97,7 @@ class Networks:
         self.batch: int | None = None
         self.awake: Sequence[int] | None = None
         self.in_tail = False
+        self._swapped = False
         self._memory: dict[tuple[str, int], Any] = {}
         self._position: dict[str, int] = {}
         self._calls_before_first_step = 0
@@ -125,8 +126,10 @@ class Networks:
 
     def next_step(self, awake: Sequence[int] | None) -> None:
         """Start the next step of the loop, with these images awake (None: all)."""
-        if awake != self.awake and awake:
+        swapped = self._conditioning is not None and self.in_tail
+        if (awake != self.awake or swapped != self._swapped) and awake != []:
             refresh_caches(self._pipe)
+            self._swapped = swapped
         self.awake = awake
         self._position.clear()
 

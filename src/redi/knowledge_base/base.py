@@ -155,6 +155,11 @@ class KnowledgeBase:
     def _refused_in(self, unit: int) -> int:
         return sum(refusal.unit == unit for refusal in self.refused())
 
+    def _forget_refusals(self, unit: int) -> None:
+        """Drop what an attempt at this unit refused before it was killed; the new attempt may refuse nothing."""
+        if self._refused_in(unit):
+            self._refused.rewrite(line for line in self._refused.read() if line["unit"] != unit)
+
     def completed_units(self) -> set[int]:
         """Return the units that need not be done again."""
         return set(self._ledger.records) | set(self._table.rows_by_unit())
@@ -175,6 +180,7 @@ class KnowledgeBase:
             if unit in self._ledger.records:
                 return self._ledger.records[unit]
             rows, refusals = encode_unit(unit, batch, self._manifest, self._noises)
+            self._forget_refusals(unit)
             if refusals:
                 self._refused.append([vars(refusal) for refusal in refusals])
             if rows.slots:

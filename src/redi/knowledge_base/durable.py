@@ -98,7 +98,7 @@ class JsonLines:
         Raises:
             KnowledgeBaseError: The disk is full or not writable.
         """
-        data = b"".join(json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in records)
+        data = self._lines(records)
         with writing(self.path):
             new = not self.path.exists()
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,6 +116,18 @@ class JsonLines:
             if new:
                 fsync_file(self.path.parent)
                 fsync_file(self.path.parent.parent)
+
+    def rewrite(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Replace every line; a crash leaves the old ones or the new ones.
+
+        Raises:
+            KnowledgeBaseError: The disk is full or not writable; the file is as before.
+        """
+        replace_file(self.path, self._lines(records))
+
+    @staticmethod
+    def _lines(records: Iterable[Mapping[str, Any]]) -> bytes:
+        return b"".join(json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in records)
 
     @staticmethod
     def _whole_bytes(descriptor: int) -> int:
