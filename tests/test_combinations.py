@@ -229,6 +229,35 @@ def test_deep_cache_saves_blocks_and_redi_calls(ground: Ground, enabled_first: b
     assert distance(jumped, full) < distance(full_images(pipe, PROMPTS[:2], NOISES[:2], 12), full)
 
 
+def compiled_in_place(pipe: Any) -> None:
+    pipe.unet.compile(backend="eager")
+
+
+def compiled_wrapper(pipe: Any) -> None:
+    pipe.unet = torch.compile(pipe.unet, backend="eager")
+
+
+def deep_cache_that_skips_nothing(pipe: Any) -> None:
+    deep_cache(pipe, interval=1)
+
+
+@pytest.mark.parametrize("change", [compiled_in_place, compiled_wrapper, deep_cache_that_skips_nothing])
+def test_a_style_reaches_a_network_that_hides_the_names_of_its_arguments(
+    ground: Ground, change: Callable[[Any], None]
+) -> None:
+    """Its timestep is positional, and must stay the run's own."""
+
+    def styled(pipe: Any) -> Tensor:
+        style = capture(pipe, prompt=[NEW], num_inference_steps=12, guidance_scale=5.0, output_type="latent")
+        with run(pipe, Watcher(4), tail_conditioning=style):
+            return full_images(pipe, [PROMPTS[0]], NOISES[:1], 12)
+
+    pipe = ground.pipe()
+    wanted = styled(pipe)
+    change(pipe)
+    torch.testing.assert_close(styled(pipe), wanted)
+
+
 def test_deep_cache_forgets_the_prompt_when_a_style_takes_its_place(ground: Ground) -> None:
     pipe = ground.pipe()
     deep = count_deep(pipe)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -69,5 +70,32 @@ def patched_networks(pipe: Any, around: Callable[..., Any]) -> Iterator[None]:
                 continue
             seen.add(id(component))
             entry = "forward" if component._compiled_call_impl is None else "_compiled_call_impl"
-            patches.enter_context(patched(component, entry, functools.partial(around, name)))
+            names = _hidden_signature(component, entry)
+            patches.enter_context(patched(component, entry, functools.partial(_call_named, around, name, names)))
         yield
+
+
+def _call_named(
+    around: Callable[..., Any],
+    name: str,
+    names: inspect.Signature | None,
+    original: Callable[..., Any],
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """Call ``around(name, original, ...)``, ``original`` telling the names of its arguments where it hides them."""
+    if names is not None:
+        original = functools.partial(original)
+        original.__signature__ = names  # type: ignore[attr-defined]
+    return around(name, original, *args, **kwargs)
+
+
+def _hidden_signature(network: nn.Module, entry: str) -> inspect.Signature | None:
+    """Return the signature of a network's class where what stands in for ``entry`` (compiled code, DeepCache) is only
+    ``(*args, **kwargs)``; None where it tells the names itself."""
+    shown = inspect.signature(getattr(network, entry)).parameters.values()
+    if all(parameter.kind is not parameter.VAR_POSITIONAL for parameter in shown):
+        return None
+    stock: Any = type(getattr(network, "_orig_mod", network))
+    whole = inspect.signature(stock.forward)
+    return whole.replace(parameters=list(whole.parameters.values())[1:])
