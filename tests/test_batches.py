@@ -25,7 +25,7 @@ ASKED = [PROMPTS[0], NEW, "two small trees", PROMPTS[3], NEW, PROMPTS[4], "a dog
 X_T = torch.stack([NOISES[0], NOISES[0], NOISES[1], NOISES[1], FOREIGN, NOISES[2], NOISES[2]])
 NEAR, AWAY = 8, 6
 ROUNDING = 5e-6
-"""Of the largest number of an image's latents: how much a batch of another size may change them in float32 (measured: 8e-7)."""
+"""How much a batch of another size may change an image, of its largest number, in float32; measured: 8e-7."""
 
 
 @pytest.fixture(scope="module")

@@ -74,7 +74,8 @@ class Enabled:
         limit = ", ".join(f"{step} {_told(gate)}" if len(gates) > 1 else _told(gate) for step, gate in gates)
         return (
             f"{self.base.path}: {len(self.base)} entries, {len(self.base.noise_bank)} noises; "
-            f"step {rule.key_step} -> {steps} of {last}, {rule.neighbors} neighbours, {type(rule.combiner).__name__}, {limit}"
+            f"step {rule.key_step} -> {steps} of {last}, "
+            f"{rule.neighbors} neighbours, {type(rule.combiner).__name__}, {limit}"
         )
 
 
