@@ -4,6 +4,8 @@
 #   make test     run the tests
 #   make check    lint, format, types
 #   make bench    measure what the README claims; fails if a figure misses its bar
+#   make bench-batches  compare a mixed batch with its halves (part of make bench)
+#   make bench-overhead   cost of an enabled but abstaining engine (part of make bench)
 #   make bench-kill   kill a build twenty times and count what is left
 #   make bench-gate   measure what the default gate is chosen by
 #   make bench-style  measure styles that a base does not hold
@@ -25,7 +27,7 @@ INSTALLED := $(VENV)/.installed
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export DO_NOT_TRACK ?= 1
 
-.PHONY: venv demo test check bench bench-gate bench-style bench-kill figures docs clean
+.PHONY: venv demo test check bench bench-batches bench-overhead bench-gate bench-style bench-kill figures docs clean
 .DEFAULT_GOAL := demo
 
 venv: $(INSTALLED)
@@ -50,7 +52,13 @@ check: $(INSTALLED)
 	$(BIN)/mypy
 
 bench: $(INSTALLED)
-	$(BIN)/python benchmarks/bench.py --out bench
+	status=0; for each in bench batches overhead; do $(BIN)/python benchmarks/$$each.py --out bench || status=1; done; exit $$status
+
+bench-batches: $(INSTALLED)
+	$(BIN)/python benchmarks/batches.py --out bench
+
+bench-overhead: $(INSTALLED)
+	$(BIN)/python benchmarks/overhead.py --out bench
 
 bench-gate: $(INSTALLED)
 	$(BIN)/python benchmarks/gate.py --out bench

@@ -310,7 +310,7 @@ def test_the_gate_is_a_quantile_of_the_bases_own_distances(ground: Ground) -> No
     distances = base.leave_one_out(3).double()
     for options, quantile in (({}, 0.95), ({"quantile": 0.5}, 0.5)):
         enabled = redi.enable(pipe, base, **options)
-        assert enabled.rule.gate.max_distance == pytest.approx(float(distances.quantile(quantile)))
+        assert enabled.rule.gates[8].max_distance == pytest.approx(float(distances.quantile(quantile)))
 
 
 def test_an_unfinished_base_has_no_gate_and_says_so(ground: Ground, tmp_path: Path) -> None:

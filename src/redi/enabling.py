@@ -14,11 +14,11 @@ from typing import Any, TypedDict
 
 from redi.attachment import intercept_calls, interception_of, release
 from redi.compatibility import check_pipeline, complete_call, pipeline_differences
-from redi.errors import InputError, KnowledgeBaseError, RediError, warn
+from redi.errors import InputError, KnowledgeBaseError, RediError, RetrievalError, warn
 from redi.jumping import JumpPolicy, JumpRule
 from redi.knowledge_base import KnowledgeBase, describe_differences
 from redi.reporting import reported_call
-from redi.retrieval import Combiner, Gate, Report, combiner, format_reports
+from redi.retrieval import Combiner, Gate, Limit, Report, combiner, format_reports, gates_by_step
 
 DEFAULT_QUANTILE = 0.95
 """The gate that is used when none is named, as a quantile of the base's own leave-one-out distances."""
@@ -31,8 +31,8 @@ class JumpOptions(TypedDict, total=False):
     value_step: int | None
     neighbors: int | None
     weights: str | Combiner
-    max_distance: float | None
-    quantile: float | None
+    max_distance: Limit | None
+    quantile: Limit | None
     strict: bool
 
 
@@ -68,13 +68,14 @@ class Enabled:
             release(self.pipe)
 
     def __repr__(self) -> str:
-        rule = self.rule
-        limit = rule.gate.max_distance
-        gate = "no gate" if limit is None or math.isinf(limit) else f"up to distance {limit:.4g}"
+        rule, last = self.rule, self.base.plan.num_inference_steps
+        gates = sorted(rule.gates.items(), reverse=True)
+        steps = " or ".join(str(step) for step, _ in gates)
+        limit = ", ".join(f"{step} {_told(gate)}" if len(gates) > 1 else _told(gate) for step, gate in gates)
         return (
             f"{self.base.path}: {len(self.base)} entries, {len(self.base.noise_bank)} noises; "
-            f"step {rule.key_step} -> {rule.value_step} of {self.base.plan.num_inference_steps}, "
-            f"{rule.neighbors} neighbours, {type(rule.combiner).__name__}, {gate}"
+            f"step {rule.key_step} -> {steps} of {last}, "
+            f"{rule.neighbors} neighbours, {type(rule.combiner).__name__}, {limit}"
         )
 
 
@@ -86,8 +87,8 @@ def enable(
     value_step: int | None = None,
     neighbors: int | None = None,
     weights: str | Combiner = "least-squares",
-    max_distance: float | None = None,
-    quantile: float | None = None,
+    max_distance: Limit | None = None,
+    quantile: Limit | None = None,
     strict: bool = False,
 ) -> Enabled:
     """Let every ``pipe(...)`` jump by the trajectories of a knowledge base (Algorithm 2), until :func:`disable`.
@@ -103,7 +104,9 @@ def enable(
         value_step: Completed steps to go on from; by default the plan's last (the fewest calls).
         neighbors: Entries to combine (H); by default what ``weights`` likes (the paper's 2).
         weights: "least-squares" (the paper's), "affine", "nearest", "kriging", or an object of your own.
-        max_distance: An image whose nearest neighbour is further away runs in full; infinity for no limit.
+        max_distance: An image whose nearest neighbour is further away runs in full; infinity for no limit. Or a limit
+            for each of several value steps, in place of ``value_step``: with ``{30: 9.0, 40: 4.0}`` an image goes on
+            from the latest step whose limit its nearest neighbour meets, and beyond all of them it runs in full.
         quantile: The same as a quantile of the base's own leave-one-out distances; DEFAULT_QUANTILE if you name
             neither and the base is finished.
         strict: Raise where an image would run in full because its noise is foreign or its retrieval failed; by
@@ -114,7 +117,8 @@ def enable(
 
     Raises:
         PlanError: The base does not hold that key or value step.
-        InputError: ``neighbors`` is not a number of at least 1.
+        InputError: ``neighbors`` is not a number of at least 1; or limits of several value steps do not shrink from
+            step to step, or stand beside ``value_step``.
         RetrievalError: ``weights`` is unknown, or the gate is out of range.
         KnowledgeBaseError: The base is missing, damaged or empty, or a quantile is asked of an unfinished one.
         UnsupportedError: redi has not been tested with this pipeline or scheduler.
@@ -143,21 +147,21 @@ def prepare(
     value_step: int | None = None,
     neighbors: int | None = None,
     weights: str | Combiner = "least-squares",
-    max_distance: float | None = None,
-    quantile: float | None = None,
+    max_distance: Limit | None = None,
+    quantile: Limit | None = None,
     strict: bool = False,
 ) -> Enabled:
     """Check everything that :func:`enable` checks, and leave the pipeline as it is."""
     base = open_base(kb)
-    key_step, value_step = base.plan.choose(key_step, value_step)
+    gates = _asked(base, value_step, max_distance, quantile)
+    key_step, _ = base.plan.choose(key_step)
     rule = combiner(weights)
     neighbors = rule.default_neighbors if neighbors is None else neighbors
     if isinstance(neighbors, bool) or not isinstance(neighbors, int) or neighbors < 1:
         raise InputError(f"neighbors={neighbors!r}", expected="a whole number of at least 1")
-    asked = Gate(max_distance, quantile)
     check_pipeline(base, pipe)
-    gate = _resolved(base, asked, key_step)
-    return Enabled(pipe, base, JumpRule(key_step, value_step, neighbors, rule, gate, strict))
+    resolved = {step: _resolved(base, gate, key_step) for step, gate in gates.items()}
+    return Enabled(pipe, base, JumpRule(key_step, resolved, neighbors, rule, strict))
 
 
 def open_base(kb: KnowledgeBase | str | PathLike[str]) -> KnowledgeBase:
@@ -210,6 +214,33 @@ def _changes(enabled: Enabled) -> list[str]:
 def _enabled(pipe: Any) -> Enabled | None:
     around = interception_of(pipe)
     return around if isinstance(around, Enabled) else None
+
+
+def _asked(
+    base: KnowledgeBase, value_step: int | None, max_distance: Limit | None, quantile: Limit | None
+) -> Mapping[int, Gate]:
+    """Return the gate of each value step that was asked for, not yet resolved."""
+    if not isinstance(max_distance, Mapping) and not isinstance(quantile, Mapping):
+        _, step = base.plan.choose(None, value_step)
+        return {step: Gate(max_distance, quantile)}
+    if max_distance is not None and quantile is not None:
+        raise RetrievalError(f"max_distance={max_distance!r} and quantile={quantile!r}", expected="one of the two")
+    if value_step is not None:
+        raise InputError(
+            f"value_step={value_step!r} beside a limit for each of several steps",
+            expected="the value steps named once",
+            fix="leave value_step out, or give one limit",
+        )
+    name, limits = ("max_distance", max_distance) if isinstance(max_distance, Mapping) else ("quantile", quantile)
+    gates = gates_by_step(name, limits if isinstance(limits, Mapping) else {})
+    for step in gates:
+        base.plan.choose(None, step)
+    return gates
+
+
+def _told(gate: Gate) -> str:
+    limit = gate.max_distance
+    return "no gate" if limit is None or math.isinf(limit) else f"up to distance {limit:.4g}"
 
 
 def _resolved(base: KnowledgeBase, asked: Gate, key_step: int) -> Gate:

@@ -195,8 +195,8 @@ class _Loop:
         lanes: dict[int | None, list[int]] = {}
         for image, jump in enumerate(jumps):
             lanes.setdefault(jump.value_step if jump else None, []).append(image)
-            if jump:
-                latents[image] = jump.latents.to(query)
+        jumping = [image for image, jump in enumerate(jumps) if jump]
+        latents[jumping] = torch.stack([jump.latents.to(query.dtype) for jump in jumps if jump]).to(query.device)
         for value_step, images in lanes.items():
             if value_step is None:
                 self.lanes.append(Lane.going_on(images, self.scheduler, query))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from redi.engine import Jump
 from redi.errors import KnowledgeBaseError, NoiseError, RetrievalError
 from redi.knowledge_base import KnowledgeBase
-from redi.retrieval import Combination, Combiner, Gate, Neighbor
+from redi.retrieval import Combination, Combiner, Gate, Neighbor, choose_step
 
 INDEPENDENT = -1
 """The noise id of every entry of a base with independent noise: one partition, whatever the query's noise."""
@@ -24,18 +24,17 @@ class JumpRule:
 
     Args:
         key_step: Completed steps (k) after which the base is asked.
-        value_step: Completed steps (v) to go on from.
+        gates: By value step (v, completed steps to go on from), how near the nearest neighbour must be. The latest
+            step whose gate lets an image pass is taken; beyond all it abstains. Resolved, so without quantiles.
         neighbors: Entries to retrieve (H), at least 1.
         combiner: Makes weights of neighbours.
-        gate: Decides by the nearest distance; resolved, so without a quantile.
         strict: Raise where an image would abstain for another reason than its distance.
     """
 
     key_step: int
-    value_step: int
+    gates: Mapping[int, Gate]
     neighbors: int
     combiner: Combiner
-    gate: Gate
     strict: bool = False
 
 
@@ -134,62 +133,89 @@ class JumpPolicy(NoiseWatch):
         """Decide for every row of x_k (b, ...)."""
         self.decisions = [Decision(None, "its noise is not in the bank")] * len(latents)
         ours = [image for image, noise_id in enumerate(self.noise_ids) if noise_id is not None]
-        for image, decision in zip(ours, self._decide(latents, ours), strict=True):
-            self.decisions[image] = decision
+        if ours:
+            queries = latents.detach()[ours]
+            # The one read of the latents: keys and values come from files, so the host is where they are weighed.
+            for image, decision in zip(ours, self._decide(queries, queries.cpu(), ours), strict=True):
+                self.decisions[image] = decision
         return [decision.jump for decision in self.decisions]
 
-    def _retrieve(self, queries: Tensor, noise_ids: Sequence[int | None]) -> list[Decision]:
-        """Algorithm 2 between its two loops: x_k (b, ...) of noises (b) -> what to do, and x_v where it jumps."""
-        base, rule, device = self.base, self.rule, queries.device
+    def _decide(self, queries: Tensor, on_host: Tensor, images: Sequence[int]) -> list[Decision]:
+        """Retrieve for these images' x_k (b, ...) at once; where that fails, for each alone, so that only the images
+        that cannot be read abstain."""
+        try:
+            return self._retrieve(queries, on_host, images)
+        except (KnowledgeBaseError, RetrievalError) as error:
+            if len(images) == 1:
+                return [self._failed(images[0], error)]
+            one_by_one = [slice(place, place + 1) for place in range(len(images))]
+            return [self._decide(queries[one], on_host[one], images[one])[0] for one in one_by_one]
 
-        found = base.search(queries, noise_ids, rule.neighbors, rule.key_step, device)
-        if bool(found.distances.isnan().any()):
-            raise RetrievalError(
-                "the distance to the nearest neighbour is not a number",
-                expected="a base without NaN",
-                fix="look for damage: redi inspect --verify",
-            )
-        reasons = [rule.gate.decide(nearest) for nearest in found.distances[:, 0].tolist()]
+    def _retrieve(self, queries: Tensor, on_host: Tensor, images: Sequence[int]) -> list[Decision]:
+        """Algorithm 2 between its two loops: x_k (b, ...) -> what to do, and x_v where it jumps.
 
+        Args:
+            queries: (b, ...) on the device of the run, where they are searched.
+            on_host: The same on the CPU.
+            images: (b) their places in the batch.
+        """
+        base, rule = self.base, self.rule
+        noise_ids = [self.noise_ids[image] for image in images]
+        found = base.search(queries, noise_ids, rule.neighbors, rule.key_step, queries.device)
         neighbors = [row[row >= 0] for row in found.rows]
-        asked = [row if reason is None else row[:0] for row, reason in zip(neighbors, reasons, strict=True)]
-        counts = [len(row) for row in asked]
-        keys = torch.split(base.keys(torch.cat(asked), rule.key_step, device), counts)
-        values = torch.split(base.values(torch.cat(asked), rule.value_step, device), counts)
+        seen = []
+        for noise_id, near, distances in zip(noise_ids, neighbors, found.distances, strict=True):
+            value_step, reason = choose_step(rule.gates, float(distances[0]))
+            seen.append(Decision(noise_id, reason, near.tolist(), distances[: len(near)], value_step))
+
+        values: dict[int, Tensor] = {}  # by place among the images; each value step is read at once
+        for value_step in rule.gates:
+            jumping = [place for place, decision in enumerate(seen) if decision.value_step == value_step]
+            if jumping:
+                rows = [neighbors[place] for place in jumping]
+                parts = torch.split(base.values(torch.cat(rows), value_step), [len(each) for each in rows])
+                values |= dict(zip(jumping, parts, strict=True))
+        keys: dict[int, Tensor] = {}
+        if values:
+            rows = [neighbors[place] for place in values]
+            parts = torch.split(base.keys(torch.cat(rows), rule.key_step), [len(each) for each in rows])
+            keys = dict(zip(values, parts, strict=True))
 
         decisions = []
-        for image, reason in enumerate(reasons):
-            seen = noise_ids[image], reason, neighbors[image].tolist(), found.distances[image, : len(neighbors[image])]
-            if reason is not None:
-                decisions.append(Decision(*seen))
-                continue
-            made = rule.combiner.combine(queries[image].float(), keys[image], values[image])
-            if not bool(made.values.to(queries.dtype).isfinite().all()):
-                raise RetrievalError(
-                    f"{type(rule.combiner).__name__} gave latents that are not finite in {queries.dtype}",
-                    expected="numbers that the run can go on with",
-                    fix="use other weights, or run the pipeline in a wider dtype",
-                )
-            decisions.append(Decision(*seen, rule.value_step, made))
+        for place, (image, decision) in enumerate(zip(images, seen, strict=True)):
+            try:
+                if not bool(on_host[place].isfinite().all()):
+                    raise RetrievalError(f"the latents hold NaN or infinity after {rule.key_step} steps")
+                if bool(decision.distances.isnan().any()):
+                    raise RetrievalError(
+                        "the distance to a neighbour is not a number",
+                        expected="a base without NaN",
+                        fix="look for damage: redi inspect --verify",
+                    )
+                if place in keys:
+                    made = self._combined(on_host[place], keys[place], values[place])
+                    decision = replace(decision, combination=made)
+            except RetrievalError as error:
+                decision = self._failed(image, error)
+            decisions.append(decision)
         return decisions
 
-    def _decide(self, latents: Tensor, images: Sequence[int]) -> list[Decision]:
-        """Retrieve for these images; one whose retrieval fails abstains and does not keep the others from jumping."""
-        if not images:
-            return []
-        queries = latents[list(images)]
-        noise_ids = [self.noise_ids[image] for image in images]
-        try:
-            if not bool(queries.isfinite().all()):
-                raise RetrievalError(f"the latents hold NaN or infinity after {self.rule.key_step} steps")
-            return self._retrieve(queries, noise_ids)
-        except (KnowledgeBaseError, RetrievalError) as error:
-            if self.rule.strict:
-                raise
-            if len(images) > 1:
-                return [decision for image in images for decision in self._decide(latents, [image])]
-            self.warnings.append(f"retrieval failed for {_images(images)}, which runs in full.\n  {error}")
-            return [Decision(noise_ids[0], f"retrieval failed: {error.got}")]
+    def _combined(self, query: Tensor, keys: Tensor, values: Tensor) -> Combination:
+        made = self.rule.combiner.combine(query.float(), keys, values)
+        if not bool(made.values.to(query.dtype).isfinite().all()):
+            raise RetrievalError(
+                f"{type(self.rule.combiner).__name__} gave latents that are not finite in {query.dtype}",
+                expected="numbers that the run can go on with",
+                fix="use other weights, or run the pipeline in a wider dtype",
+            )
+        return made
+
+    def _failed(self, image: int, error: KnowledgeBaseError | RetrievalError) -> Decision:
+        """Let an image abstain because its retrieval failed, or raise if the rule is strict."""
+        if self.rule.strict:
+            raise error
+        self.warnings.append(f"retrieval failed for {_images([image])}, which runs in full.\n  {error}")
+        return Decision(self.noise_ids[image], f"retrieval failed: {error.got}")
 
 
 def neighbors_of(base: KnowledgeBase, decisions: Sequence[Decision]) -> list[tuple[Neighbor, ...]]:

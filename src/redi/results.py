@@ -158,6 +158,8 @@ def _column(each: Generation, full_image: Image, record: Mapping[str, Any]) -> C
 
 def _plain(value: Any) -> Any:
     """Return a setting as JSON keeps it; infinity has no number there."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(each) for name, each in value.items()}
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -35,6 +35,7 @@ def generate(
     Example:
       redi generate "a red cat on the grass" "two boats at night" --kb my-base --compare
       redi generate --prompts captions.txt --kb my-base --value-step 30 --weights kriging
+      redi generate --prompts captions.txt --kb my-base --quantile 20:0.95,40:0.5
     """
     from redi.cli.run import run_and_write
 
@@ -53,7 +54,7 @@ def generate(
         value_step=value_step,
         neighbors=neighbors,
         weights=weights,
-        max_distance=max_distance,
-        quantile=quantile,
+        max_distance=options.limit(max_distance),
+        quantile=options.limit(quantile),
         strict=strict,
     )

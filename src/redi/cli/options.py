@@ -19,6 +19,28 @@ def steps(text: str) -> tuple[int, ...]:
         raise typer.BadParameter(f"{text!r} is not a list of steps such as 20,30,40") from None
 
 
+def limit(text: str | None) -> float | dict[int, float] | None:
+    """Read one number, or a number for each of several value steps such as ``30:9,40:4``."""
+    if text is None:
+        return None
+    try:
+        if ":" not in text:
+            return float(text)
+        parts = [part.split(":") for part in text.split(",")]
+        found = {int(step): float(number) for step, number in parts}
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is neither a number nor limits of value steps such as 30:9,40:4") from None
+    if len(found) != len(parts):
+        raise typer.BadParameter(f"{text!r} names a value step twice")
+    return found
+
+
+def checked_limit(text: str | None) -> str | None:
+    """Refuse, as wrong usage, what :func:`limit` cannot read."""
+    limit(text)
+    return text
+
+
 def checked_steps(text: str | None) -> str | None:
     """Refuse, as wrong usage, what :func:`steps` cannot read."""
     if text is not None:
@@ -83,14 +105,23 @@ Weights = Annotated[
     typer.Option("--weights", help="How entries are combined.", metavar="least-squares|affine|nearest|kriging"),
 ]
 MaxDistance = Annotated[
-    float | None,
+    str | None,
     typer.Option(
-        "--max-distance", help="A picture whose nearest entry is further away runs in full; inf: no limit.", metavar="X"
+        "--max-distance",
+        help="A picture whose nearest entry is further away runs in full; inf: no limit. Or, in place of --value-step, "
+        "one limit for each of several value steps: a picture goes on from the latest one whose limit it meets.",
+        metavar="X|STEP:X,...",
+        callback=checked_limit,
     ),
 ]
 Quantile = Annotated[
-    float | None,
-    typer.Option("--quantile", help="The same limit, as a quantile (0 to 1) of the base's own distances.", metavar="X"),
+    str | None,
+    typer.Option(
+        "--quantile",
+        help="The same, as quantiles (0 to 1) of the base's own distances.",
+        metavar="X|STEP:X,...",
+        callback=checked_limit,
+    ),
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Chooses the noises from the base's bank.", min=0, metavar="N")]
 Compare = Annotated[

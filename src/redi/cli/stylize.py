@@ -57,7 +57,7 @@ def stylize(
         value_step=value_step,
         neighbors=neighbors,
         weights=weights,
-        max_distance=max_distance,
-        quantile=quantile,
+        max_distance=options.limit(max_distance),
+        quantile=options.limit(quantile),
         strict=strict,
     )

@@ -304,6 +304,8 @@ class KnowledgeBase:
         distances = torch.full((count, neighbors), torch.inf)
         where = torch.device("cpu" if device is None else device)
         usable = queries.flatten(1).isfinite().all(dim=1).tolist()
+        searched: list[tuple[list[int], npt.NDArray[np.int64]]] = []
+        answers: list[tuple[Tensor, Tensor]] = []
         for noise_id in {each for each, fine in zip(noise_ids, usable, strict=True) if fine and each is not None}:
             members = np.flatnonzero(self._table.directory.noise_id == noise_id)
             if not members.size:
@@ -312,9 +314,11 @@ class KnowledgeBase:
             index = self._index(noise_id, key_step, where, members)
             reference = self._noises.reference(key_step, torch.tensor([noise_id])).to(where)
             offsets = (queries[asked].detach().to(where, torch.float32) - reference).flatten(1)
-            positions, found = index.search(offsets, neighbors)
-            rows[asked, : positions.shape[1]] = torch.from_numpy(members)[positions.cpu()]
-            distances[asked, : positions.shape[1]] = found.float().cpu()
+            searched.append((asked, members))
+            answers.append(index.search(offsets, neighbors))
+        for (asked, members), (positions, found) in zip(searched, _on_host(answers, where), strict=True):
+            rows[asked, : positions.shape[1]] = torch.from_numpy(members)[positions]
+            distances[asked, : positions.shape[1]] = found
         most = max(1, int((rows >= 0).sum(dim=1).max())) if count else neighbors
         return Neighbors(rows[:, :most], distances[:, :most])
 
@@ -395,6 +399,17 @@ class KnowledgeBase:
             if counts.get(unit, 0) != record.rows:
                 damaged.append(f"unit {unit}: {counts.get(unit, 0)} entries in the table, {record.rows} in the ledger")
         return VerifyReport(len(self), duplicates, len(self.refused()), tuple(damaged))
+
+
+def _on_host(answers: Sequence[tuple[Tensor, Tensor]], device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    """Bring what several searches found to the CPU, with two reads of the device however many they are."""
+    if not answers:
+        return []
+    shapes = [positions.shape for positions, _ in answers]
+    sizes = [shape.numel() for shape in shapes]
+    positions = torch.split(torch.cat([each.to(device).flatten() for each, _ in answers]).cpu(), sizes)
+    distances = torch.split(torch.cat([each.to(device).float().flatten() for _, each in answers]).cpu(), sizes)
+    return [(p.view(shape), d.view(shape)) for p, d, shape in zip(positions, distances, shapes, strict=True)]
 
 
 def _columns(plan: Plan) -> list[str]:

@@ -24,7 +24,7 @@ class Index(Protocol):
             neighbors: How many to find (h); fewer if there are fewer keys.
 
         Returns:
-            (b, h) int64 positions among the keys and (b, h) float32 distances, nearest first.
+            (b, h) int64 positions among the keys and (b, h) float32 distances, nearest first, on any device.
         """
         ...
 
@@ -56,14 +56,11 @@ class ExactIndex:
         candidates = min(count, max(4 * neighbors, 32))
         rough = self._norms - 2 * (centred @ self._keys.T)
         near = rough.topk(candidates, dim=1, largest=False).indices.sort(dim=1).values
-        positions = torch.empty((len(queries), found), dtype=torch.int64)
-        distances = torch.empty((len(queries), found), dtype=torch.float32)
-        for row, (query, chosen) in enumerate(zip(centred, near, strict=True)):
-            exact = self._distances(query, chosen)
-            order = exact.sort(stable=True).indices[:found]
-            positions[row] = chosen[order].cpu()
-            distances[row] = exact[order].cpu()
-        return positions, distances
+        if not found or not len(queries):
+            return near.new_empty((len(queries), found)), rough.new_empty((len(queries), found))
+        exact = torch.stack([self._distances(query, chosen) for query, chosen in zip(centred, near, strict=True)])
+        distances, order = exact.sort(dim=1, stable=True)
+        return near.gather(1, order[:, :found]), distances[:, :found]
 
     def _distances(self, query: Tensor, chosen: Tensor) -> Tensor:
         step = max(1, _CHUNK // max(1, self._keys.shape[1]))

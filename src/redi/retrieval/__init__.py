@@ -1,6 +1,6 @@
 """Owns the way from neighbours to a value: weights, gate and the report per image; must not know files or pipelines."""
 
-from redi.retrieval.gate import Gate
+from redi.retrieval.gate import Gate, Limit, choose_step, gates_by_step
 from redi.retrieval.report import Neighbor, Report, format_reports
 from redi.retrieval.weights import (
     COMBINERS,
@@ -21,9 +21,12 @@ __all__ = [
     "Gate",
     "Kriging",
     "LeastSquares",
+    "Limit",
     "Nearest",
     "Neighbor",
     "Report",
+    "choose_step",
     "combiner",
     "format_reports",
+    "gates_by_step",
 ]

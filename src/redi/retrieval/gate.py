@@ -1,15 +1,20 @@
-"""Owns the rule that decides jump or abstain; must not know files or pipelines."""
+"""Owns the rule that decides jump or abstain, and which value step; must not know files or pipelines."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from numbers import Real
 
 import torch
 from torch import Tensor
 
-from redi.errors import RetrievalError
+from redi.errors import InputError, RetrievalError
+
+Limit = float | Mapping[int, float]
+"""One limit for one value step, or a limit for each of several value steps."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,50 @@ class Gate:
         if self.max_distance is not None and distance > self.max_distance:
             return f"too far: nearest neighbour at {distance:.4g}, limit {self.max_distance:.4g}"
         return None
+
+
+def choose_step(gates: Mapping[int, Gate], distance: float) -> tuple[int | None, str | None]:
+    """Return the latest value step whose gate lets an image jump, or None and why it abstains at all of them.
+
+    Args:
+        gates: By value step; resolved.
+        distance: L2 to the nearest neighbour; infinity if there is none.
+
+    Raises:
+        RetrievalError: A gate's quantile has not been resolved.
+    """
+    reason = None
+    for value_step in sorted(gates, reverse=True):
+        reason = gates[value_step].decide(distance)
+        if reason is None:
+            return value_step, None
+    return None, reason
+
+
+def gates_by_step(name: str, limits: Mapping[int, float]) -> Mapping[int, Gate]:
+    """Return the gate of each value step.
+
+    Args:
+        name: "max_distance" or "quantile", what the limits are.
+        limits: By value step.
+
+    Raises:
+        InputError: There are no steps, or a later step's limit is as loose as an earlier one's or looser.
+        RetrievalError: A limit is out of range.
+    """
+    if not limits or any(isinstance(step, bool) or not isinstance(step, int) for step in limits):
+        raise InputError(f"{name}={dict(limits)!r}", expected="a limit for each of some value steps, as {30: 9, 40: 4}")
+    if any(limit is None for limit in limits.values()):
+        raise InputError(f"{name}={dict(limits)!r}", expected="a number for each value step")
+    gates = {step: Gate(**{name: limit}) for step, limit in sorted(limits.items())}
+    by_step = [limits[step] for step in gates]
+    if any(later >= earlier for earlier, later in pairwise(by_step)):
+        raise InputError(
+            f"{name}={dict(limits)!r}",
+            expected="a smaller limit for each later value step: the nearer the neighbour, the later the step",
+            fix="leave out the earlier step, or give the later one a smaller limit",
+        )
+    return gates
 
 
 def _is_number(value: object) -> bool:
