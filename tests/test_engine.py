@@ -246,11 +246,43 @@ def test_a_stochastic_run_is_refused(tmp_path: Path) -> None:
         generate(pipe, THREE, X_T, 12, eta=0.5)
 
 
-def test_starting_inside_the_schedule_is_refused(tmp_path: Path) -> None:
-    pipe = StableDiffusionImg2ImgPipeline(**tiny_pipeline(tmp_path, "dpm").components, requires_safety_checker=False)
+def img2img(pipe: Any, strength: float) -> torch.Tensor:
+    """Return the final latents of an image-to-image call of twelve steps."""
+    pipe = StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
+    image = noise(5, shape=(3, 16, 16)).clamp(0, 1)
+    generator = torch.Generator().manual_seed(0)
+    settings = {"num_inference_steps": 12, "output_type": "latent", "return_dict": False}
+    return pipe("a cat", image=image, strength=strength, generator=generator, **settings)[0]
+
+
+@pytest.mark.parametrize(("sampler", "error"), [("ddim", 0.0), ("euler", 0.0), ("dpm", 1e-2), ("unipc", 1e-2)])
+def test_image_to_image_jumps_at_steps_of_the_whole_schedule(tmp_path: Path, sampler: str, error: float) -> None:
+    pipe = tiny_pipeline(tmp_path, sampler)
+    plain, watcher = img2img(pipe, 0.75), Watcher(5)
+    with run(pipe, watcher) as statistics:
+        abstained = img2img(pipe, 0.75)
+    assert torch.equal(abstained, plain)
+    assert (sorted(watcher.seen), statistics.calls) == (list(range(4, 13)), [9])
+    with run(pipe, Watcher(5, lambda latents: [Jump(9, watcher.seen[9][0])])) as statistics:
+        jumped = img2img(pipe, 0.75)
+    assert (statistics.calls, statistics.skipped_calls) == ([5], [4])
+    assert (jumped - plain).norm() <= error * plain.norm()
+
+
+@pytest.mark.parametrize("key_step", [2, 6])
+def test_a_key_step_that_image_to_image_has_behind_it_is_never_asked_about(tmp_path: Path, key_step: int) -> None:
+    pipe, asked = tiny_pipeline(tmp_path, "dpm"), []
+    with run(pipe, Watcher(key_step, lambda latents: asked.append(1) or [None])) as statistics:
+        made = img2img(pipe, 0.5)
+    assert torch.equal(made, img2img(pipe, 0.5))
+    assert (asked, statistics.calls) == ([], [6])
+
+
+def test_pndm_from_inside_its_schedule_is_refused(tmp_path: Path) -> None:
+    pipe = tiny_pipeline(tmp_path, "pndm")
     with pytest.raises(UnsupportedError, match="image-to-image"), run(pipe, Watcher(3)):
-        pipe("a cat", image=torch.rand(1, 3, 16, 16), strength=0.5, num_inference_steps=12)
+        img2img(pipe, 0.5)
 
 
 def test_running_twice_at_once_is_refused(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def run(pipe: Any, policy: Policy, *, tail_conditioning: Conditioning | None = N
         The run's statistics, complete once the block has ended.
 
     Raises:
-        UnsupportedError: The scheduler is not admitted, the pipeline starts inside the schedule (image-to-image), or
+        UnsupportedError: The scheduler is not admitted, PNDM starts inside its schedule (image-to-image), or
             the pipeline is already run by redi.
         PlanError: A jump leads to a step that is not between the key step and the end.
         RetrievalError: ``at_key`` returned something else than one decision, of the latents' shape, per image.
@@ -108,7 +108,7 @@ class _Loop:
         """Start a loop: the pipeline has asked its scheduler for a schedule."""
         self._refuse_other_threads()
         result = set_timesteps(*args, **kwargs)
-        self.running = True
+        self.running, self.started = True, False
         self.calls_done = 0
         self.lanes: list[Lane] = []  # empty while the whole batch goes one way: the head, or everyone abstains
         self.networks.begin_loop()
@@ -121,8 +121,9 @@ class _Loop:
         if not self.running:
             return plain_step(*args, **kwargs)
         arguments = self.signature.bind(*args, **kwargs).arguments
-        if self.calls_done == 0:
+        if not self.started:
             self._start(arguments)
+            self.started = True
 
         ghost_step = self._awake() == []
         output = self._step_lanes(arguments) if self.lanes else plain_step(*args, **kwargs)
@@ -154,17 +155,31 @@ class _Loop:
             )
 
     def _start(self, arguments: dict[str, Any]) -> None:
-        """Meet x_T: the scheduler has made no step yet, and its state is what a jump restarts from."""
+        """Meet the first latents: the scheduler has made no step yet, and a jump restarts from its state.
+
+        Image-to-image and inpainting begin inside the schedule, at a slice of its timesteps. Their steps are counted
+        on the whole schedule, so that indices mean what they mean from pure noise.
+        """
         self.facts.refuse_noise(arguments)
         timesteps = self.scheduler.timesteps
         self.total_calls = self.facts.total_calls(self.scheduler.num_inference_steps)
         start = torch.as_tensor(arguments["timestep"]).flatten()[0]
-        if len(timesteps) != self.total_calls or bool(start != timesteps[0]):
+        begin = getattr(self.scheduler, "begin_index", None) or 0
+        if not begin and len(timesteps) and bool(start != timesteps[0]):
+            begin = next(iter((timesteps == start).nonzero().flatten().tolist()), 0)
+        if len(timesteps) != self.total_calls or bool(start != timesteps[begin]):
             raise UnsupportedError(
                 f"a loop from timestep {start:g} of a schedule of {len(timesteps)} calls",
-                expected=f"all {self.total_calls} calls from the first timestep on (no image-to-image, no inpainting)",
+                expected=f"a timestep of the schedule, and all {self.total_calls} calls of it",
                 fix="run this pipeline without redi",
             )
+        if begin and (self.facts.completed_steps(begin) is None or self.facts.call_index(1) != self.scheduler.order):
+            raise UnsupportedError(
+                f"a loop of {type(self.scheduler).__name__} from call {begin} of its schedule (image-to-image)",
+                expected="a sampler whose first step is made like every other",
+                fix="pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config), or strength=1",
+            )
+        self.calls_done = begin
         latents = arguments["sample"]
         self.batch = len(latents)
         self.pristine = twin(self.scheduler)
