@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from redi.errors import InputError
@@ -173,6 +174,22 @@ def test_every_stage_trains_from_an_empty_folder_and_the_stock_pipeline_loads_th
     pipe = StableDiffusionPipeline.from_pretrained(target)
     assert pipe.vae.config.scaling_factor != 0.18215
     assert json.loads((target / "training.json").read_text())["stages"]["denoiser"]["stage"]["steps"] == 2
+
+
+def test_a_further_training_goes_on_from_the_exported_weights_and_says_so(tmp_path: Path) -> None:
+    run = TrainingRun(tmp_path / "further", torch.device("cpu"), scenes=64)
+    run.start_from(WEIGHTS)
+    run.start_from(WEIGHTS)  # the second call finds the folder in use by itself
+    run.train("denoiser", steps=1)
+    further = run.unet().state_dict()
+    before = load_file(WEIGHTS / "unet" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.allclose(value, before[name].float(), atol=0.01) for name, value in further.items())
+    assert any(not torch.equal(value, before[name].float()) for name, value in further.items())
+    record = json.loads((run.export() / "training.json").read_text())["stages"]
+    assert record["denoiser"]["started_from"]["stage"]["steps"] > 1
+    assert record["autoencoder"]["seconds"] > 1
+    with pytest.raises(InputError, match="not empty"):
+        TrainingRun(WEIGHTS, torch.device("cpu")).start_from(WEIGHTS)
 
 
 def test_the_shipped_model_is_small_and_says_how_it_was_trained() -> None:

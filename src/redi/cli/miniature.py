@@ -20,13 +20,20 @@ def train(
     scenes: Annotated[int, typer.Option(help="Training scenes of text encoder and denoiser.", min=1)] = 60_000,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     threads: Annotated[int | None, typer.Option(help="CPU threads; one is best beside other work.", min=1)] = None,
+    start_from: Annotated[
+        Path | None, typer.Option(help="An exported model, to train its denoiser further in an empty folder.")
+    ] = None,
 ) -> None:
     """Train the bundled model from an empty folder; interrupt it at any time and call it again to go on.
 
     Writes checkpoints every two minutes, <stage>.losses.jsonl, losses.png, samples.png and, at the end, model/.
 
     Example: redi miniature train --out runs/miniature
+
+    Example: redi miniature train --out runs/further --start-from src/redi/miniature/weights --stage denoiser
     """
+    if start_from is not None and stage != "denoiser":
+        raise typer.BadParameter("--start-from trains the denoiser further: add --stage denoiser")
     if stage == "all" and steps is not None:
         raise typer.BadParameter("--steps is of a single stage; name it with --stage")
     import torch
@@ -36,6 +43,8 @@ def train(
     if threads is not None:
         torch.set_num_threads(threads)
     run = TrainingRun(out, torch.device(device), scenes)
+    if start_from is not None:
+        run.start_from(start_from)
     for name in STAGES if stage == "all" else (stage,):
         run.train(name, steps=steps)
     if stage == "all":

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
-from redi.miniature.architecture import make_noise_schedule, make_unet
+from redi.miniature.architecture import make_noise_schedule
 from redi.miniature.training import Stage, train
 
 _EMPTY_SHARE = 0.1
@@ -22,6 +22,7 @@ _NOISE_BIAS = 0.75
 
 def train_denoiser(
     stage: Stage,
+    unet: UNet2DConditionModel,
     text_encoder: CLIPTextModel,
     latents: NDArray[np.float16],
     tokens: NDArray[np.int16],
@@ -29,23 +30,25 @@ def train_denoiser(
     folder: Path,
     *,
     device: torch.device,
-) -> tuple[UNet2DConditionModel, dict[str, Any]]:
-    """Train a fresh U-Net, and the text encoder with it, to predict noise (section 3.2, equation 8 of the paper).
+) -> dict[str, Any]:
+    """Train the U-Net, and the text encoder with it, in place, to predict noise (section 3.2, equation 8 of the paper).
 
     A tenth of the captions are emptied for classifier-free guidance (Ho and Salimans, 2022). Timesteps are drawn
     with a mild bias to high noise, where a caption decides most.
 
     Args:
         stage: Length and speed of the training.
+        unet: Trained, in place.
         text_encoder: Trained further, in place.
         latents: (n, 4, 16, 16), scaled to unit size.
         tokens: (n, wordings, 40) token ids.
         empty_tokens: (40,) token ids of the empty caption.
         folder: Where checkpoint and losses go.
         device: Where to train.
+
+    Returns:
+        The training record.
     """
-    torch.manual_seed(stage.seed)
-    unet = make_unet()
     network = nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}).to(device)
     alphas = make_noise_schedule().alphas_cumprod.to(device)
     empty = torch.from_numpy(empty_tokens.astype(np.int64))
@@ -71,4 +74,4 @@ def train_denoiser(
     record = train(stage, network, loss_of, folder, device=device)
     unet.set_attn_processor(AttnProcessor2_0())
     text_encoder.set_attn_implementation("sdpa")
-    return unet, record
+    return record

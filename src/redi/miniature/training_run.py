@@ -45,6 +45,9 @@ STAGES = {
 }
 """The stages in their order, with what two CPU cores manage in about three hours."""
 
+_STARTED_FROM = "started_from.json"
+"""The training record of the denoiser that a further training started from."""
+
 _SCENES = 60_000
 _AUTOENCODER_SCENES = 12_000
 _EVALUATOR_SCENES = 30_000
@@ -71,6 +74,31 @@ class TrainingRun:
         record = getattr(self, f"_train_{name}")(stage)
         write_json(self.folder / f"{name}.record.json", record | {"commit": _commit()})
         loss_curves(self._losses(), self.folder / "losses.png")
+
+    def start_from(self, model: Path) -> None:
+        """Take over an exported model, so that its denoiser is trained further (with other batches) on its other parts.
+
+        Does nothing in a folder that has taken one over before.
+
+        Raises:
+            InputError: The folder holds a run of its own, or ``model`` is not what :meth:`export` writes.
+        """
+        if (self.folder / _STARTED_FROM).exists():
+            return
+        if self.folder.exists() and any(self.folder.iterdir()):
+            raise InputError(f"{self.folder} is not empty", expected="an empty folder to start a further training in")
+        if not (model / "training.json").is_file():
+            raise InputError(f"{model} holds no training.json", expected="a model that redi miniature export wrote")
+        record = json.loads((model / "training.json").read_text())
+        pipe = StableDiffusionPipeline.from_pretrained(model)
+        pipe.tokenizer.save_pretrained(self.folder / "tokenizer")
+        pipe.vae.save_pretrained(self.folder / "vae")
+        _save(pipe.text_encoder, self.folder / "text-text_encoder.safetensors")
+        _save(pipe.unet, self.folder / "start-unet.safetensors")
+        _save(load_evaluator(model / "evaluator" / "evaluator.safetensors"), self.folder / "evaluator.safetensors")
+        for name, stage in record["stages"].items():
+            write_json(self.folder / f"{name}.record.json", stage)
+        write_json(self.folder / _STARTED_FROM, record["stages"]["denoiser"])
 
     def tokenizer(self) -> CLIPTokenizer:
         """Return the learned tokenizer."""
@@ -144,9 +172,17 @@ class TrainingRun:
     def _train_denoiser(self, stage: Stage) -> dict[str, Any]:
         text_encoder = self.text_encoder(trained_by="text")
         empty = tokenize(self.tokenizer(), [""])[0]
-        unet, record = train_denoiser(
-            stage, text_encoder, self._latents(), self._tokens(), empty, self.folder, device=self.device
+        started_from = self.folder / _STARTED_FROM
+        before = json.loads(started_from.read_text()) if started_from.exists() else None
+        if before is not None:  # other batches than those that it has seen
+            stage = replace(stage, seed=before["stage"]["seed"] + 1)
+        torch.manual_seed(stage.seed)
+        unet = make_unet() if before is None else _load(make_unet(), self.folder / "start-unet.safetensors")
+        record = train_denoiser(
+            stage, unet, text_encoder, self._latents(), self._tokens(), empty, self.folder, device=self.device
         )
+        if before is not None:
+            record["started_from"] = before
         _save(unet, self.folder / "denoiser-unet.safetensors")
         _save(text_encoder, self.folder / "denoiser-text_encoder.safetensors")
         return record
