@@ -23,6 +23,9 @@ def train(
     start_from: Annotated[
         Path | None, typer.Option(help="An exported model, to train its denoiser further in an empty folder.")
     ] = None,
+    compile_network: Annotated[
+        bool, typer.Option("--compile", help="Compile the denoiser for long runs; needs a C++ compiler.")
+    ] = False,
 ) -> None:
     """Train the bundled model from an empty folder; interrupt it at any time and call it again to go on.
 
@@ -42,7 +45,7 @@ def train(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    run = TrainingRun(out, torch.device(device), scenes)
+    run = TrainingRun(out, torch.device(device), scenes, compile_network)
     if start_from is not None:
         run.start_from(start_from)
     for name in STAGES if stage == "all" else (stage,):

@@ -30,6 +30,7 @@ def train_denoiser(
     folder: Path,
     *,
     device: torch.device,
+    compiled: bool = False,
 ) -> dict[str, Any]:
     """Train the U-Net, and the text encoder with it, in place, to predict noise (section 3.2, equation 8 of the paper).
 
@@ -45,6 +46,7 @@ def train_denoiser(
         empty_tokens: (40,) token ids of the empty caption.
         folder: Where checkpoint and losses go.
         device: Where to train.
+        compiled: Whether to compile the U-Net: a third faster after two minutes, if there is a C++ compiler.
 
     Returns:
         The training record.
@@ -55,6 +57,7 @@ def train_denoiser(
     if device.type == "cpu":
         unet.set_attn_processor(AttnProcessor())  # fused attention's backward pass is slow on CPUs
         text_encoder.set_attn_implementation("eager")
+    predict = torch.compile(unet) if compiled else unet
 
     def loss_of(generator: torch.Generator) -> Tensor:
         count = stage.batch_size
@@ -68,7 +71,7 @@ def train_denoiser(
         signal = alphas[timesteps].view(-1, 1, 1, 1)
         noisy = signal.sqrt() * clean + (1 - signal).sqrt() * noise
         hidden = text_encoder(ids.to(device)).last_hidden_state
-        predicted = unet(noisy, timesteps, hidden).sample
+        (predicted,) = predict(noisy, timesteps, hidden, return_dict=False)
         return nn.functional.mse_loss(predicted.float(), noise)
 
     record = train(stage, network, loss_of, folder, device=device)

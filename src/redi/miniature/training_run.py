@@ -61,6 +61,7 @@ class TrainingRun:
     folder: Path
     device: torch.device
     scenes: int = _SCENES
+    compiled: bool = False
 
     def train(self, name: str, *, steps: int | None = None) -> None:
         """Train one stage, or finish it if it was begun; earlier stages must be there.
@@ -179,7 +180,15 @@ class TrainingRun:
         torch.manual_seed(stage.seed)
         unet = make_unet() if before is None else _load(make_unet(), self.folder / "start-unet.safetensors")
         record = train_denoiser(
-            stage, unet, text_encoder, self._latents(), self._tokens(), empty, self.folder, device=self.device
+            stage,
+            unet,
+            text_encoder,
+            self._latents(),
+            self._tokens(),
+            empty,
+            self.folder,
+            device=self.device,
+            compiled=self.compiled,
         )
         if before is not None:
             record["started_from"] = before
