@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,14 +33,6 @@ from redi.miniature.vocabulary import BACKGROUNDS, COLORS, KINDS, SIZES, STYLES
 
 CAR = ObjectDescription("car", "red", "small")
 TREE = ObjectDescription("tree", "green")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_the_vocabulary_is_as_rich_as_promised() -> None:
