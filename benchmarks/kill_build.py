@@ -20,15 +20,16 @@ from figures import Figure, tell
 
 from redi.knowledge_base import KnowledgeBase
 from tiny import tiny_pipeline
-from tiny_build import build_tiny, kill_build, many_prompts, server
+from tiny_build import build_tiny, kill_build, many_prompts, server, undisturbed_seconds
 
 
 def kill_and_finish(folder: Path, kills: int, prompts: int, seed: int) -> list[tuple[str, int, str]]:
     """Return the figures, each with its bar: ``=n``, ``>=n``."""
     context, moments = server(), random.Random(seed)
     unfinished, lost, held = 0, 0, 0
+    longest = 1.2 * undisturbed_seconds(folder, prompts) / kills  # all kills together: less than one whole build
     for kill in range(kills):
-        seconds = moments.uniform(0.05, 1.2)
+        seconds = moments.uniform(0, longest)
         unfinished += kill_build(context, folder / "model", folder / "kb", prompts, seconds)
         entries = len(KnowledgeBase.open(folder / "kb")) if (folder / "kb" / "manifest.json").exists() else 0
         lost += max(0, held - entries)
@@ -50,7 +51,7 @@ def main() -> int:
     """Run, print, write, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--prompts", type=int, default=400)
+    parser.add_argument("--prompts", type=int, default=1600)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--json", type=Path, default=Path("bench/kill_build.json"))
     options = parser.parse_args()

@@ -7,14 +7,15 @@ from pathlib import Path
 
 from redi.knowledge_base import KnowledgeBase
 from tiny import tiny_pipeline
-from tiny_build import build_tiny, full_disk_process, kill_build, many_prompts, server
+from tiny_build import build_tiny, full_disk_process, kill_build, many_prompts, server, undisturbed_seconds
 
 
 def test_killed_builds_lose_and_double_nothing(tmp_path: Path) -> None:
     context, moments = server(), random.Random(0)
-    unfinished, held = 0, 0
+    unfinished, held, whole = 0, 0, undisturbed_seconds(tmp_path, 60)
     for _ in range(4):
-        unfinished += kill_build(context, tmp_path / "model", tmp_path / "kb", 60, moments.uniform(0.1, 1.5))
+        seconds = moments.uniform(0, whole / 3)
+        unfinished += kill_build(context, tmp_path / "model", tmp_path / "kb", 60, seconds)
         if (tmp_path / "kb" / "manifest.json").exists():
             entries = len(KnowledgeBase.open(tmp_path / "kb"))
             assert entries >= held

@@ -35,6 +35,13 @@ def build_tiny(pipe: Any, path: Path, prompts: list[str] = PROMPTS, **changes: A
     return build(pipe, prompts, path, **{**settings, **changes})
 
 
+def undisturbed_seconds(folder: Path, count: int) -> float:
+    """Return how long a build of so many prompts takes here when nobody kills it, from which kills are timed."""
+    pipe, start = tiny_pipeline(folder / "model"), time.perf_counter()
+    build_tiny(pipe, folder / "undisturbed", many_prompts(count))
+    return time.perf_counter() - start
+
+
 def server() -> ForkServerContext:
     """Return a way to start processes that have the heavy imports already."""
     context = multiprocessing.get_context("forkserver")
