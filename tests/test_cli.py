@@ -308,7 +308,10 @@ def test_ctrl_c_ends_a_build_with_130_and_the_same_command_goes_on(model: Path, 
 
 
 _MANY = [
-    f"{prompt} {where} {place}" for prompt in PROMPTS for where in ("here", "there") for place in ("up", "down", "near")
+    f"{prompt} {where} {place}"
+    for prompt in PROMPTS
+    for where in ("here", "there")
+    for place in ("up", "down", "near", "far", "on top")
 ]
 
 

@@ -313,6 +313,15 @@ def test_a_base_damaged_after_enabling_never_gives_a_wrong_picture(
     assert looks_stock(pipe)
 
 
+def test_a_base_that_was_cut_before_is_refused_before_a_network_is_called(ground: Ground, tmp_path: Path) -> None:
+    pipe = ground.pipe("pndm")
+    shutil.copytree(ground.base("pndm").path, tmp_path / "base")
+    truncate(tmp_path / "base")
+    with pytest.raises(KnowledgeBaseError, match="bytes"):
+        redi.enable(pipe, tmp_path / "base")
+    assert looks_stock(pipe)
+
+
 @pytest.mark.parametrize("strict", [False, True], ids=["abstains", "strict"])
 @pytest.mark.parametrize("part", ["keys", "values"])
 def test_a_stored_nan_never_gives_a_wrong_picture(

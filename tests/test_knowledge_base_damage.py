@@ -65,6 +65,18 @@ def test_a_truncated_table_file_is_reported_and_the_rest_is_readable(base: Knowl
         KnowledgeBase.open(base.path).values([7], 7)
 
 
+@pytest.mark.parametrize("left", [None, 0.5, 1.5])
+def test_a_missing_cut_or_grown_table_file_is_found_without_reading_it(base: KnowledgeBase, left: float | None) -> None:
+    base.check_files()
+    victim = next((base.path / "entries.lance/data").iterdir())
+    if left is None:
+        victim.unlink()
+    else:
+        os.truncate(victim, int(victim.stat().st_size * left))
+    with pytest.raises(KnowledgeBaseError, match=f"{victim.name} has .* bytes"):
+        KnowledgeBase.open(base.path).check_files()
+
+
 def test_a_changed_number_is_noticed(base: KnowledgeBase) -> None:
     stored = base.values([3], 7).half().numpy().astype("<f2").tobytes()
     for file in (base.path / "entries.lance/data").iterdir():

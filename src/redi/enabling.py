@@ -173,6 +173,7 @@ def open_base(kb: KnowledgeBase | str | PathLike[str]) -> KnowledgeBase:
     base = kb if isinstance(kb, KnowledgeBase) else KnowledgeBase.open(kb)
     if len(base) == 0:
         raise KnowledgeBaseError(f"{base.path} has no entries", fix="build it first (redi build)")
+    base.check_files()
     return base
 
 

@@ -136,6 +136,7 @@ class _Builder:
         if (folder / FILE_NAME).exists():
             kb = KnowledgeBase.open(folder)
             _check_same_build(kb, manifest)
+            kb.check_files()
             return kb
         check_free(folder)
         bank = NoiseBank.draw(manifest.noise["seeds"], manifest.latent_shape)

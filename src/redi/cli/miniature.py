@@ -17,14 +17,15 @@ def train(
         str, typer.Option(help="tokenizer, text, autoencoder, denoiser, evaluator, or all of them in this order.")
     ] = "all",
     steps: Annotated[int | None, typer.Option(help="Optimiser steps in all, of a single stage.", min=1)] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Pictures per step, of a single stage.", min=1)] = None,
     scenes: Annotated[int, typer.Option(help="Training scenes of text encoder and denoiser.", min=1)] = 60_000,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    threads: Annotated[int | None, typer.Option(help="CPU threads; one is best beside other work.", min=1)] = None,
     start_from: Annotated[
         Path | None, typer.Option(help="An exported model, to train its denoiser further in an empty folder.")
     ] = None,
     compile_network: Annotated[
-        bool, typer.Option("--compile", help="Compile the denoiser for long runs; needs a C++ compiler.")
+        bool,
+        typer.Option("--compile", help="Compile the denoiser for long runs; needs a C++ compiler or Triton."),
     ] = False,
 ) -> None:
     """Train the bundled model from an empty folder; interrupt it at any time and call it again to go on.
@@ -37,19 +38,17 @@ def train(
     """
     if start_from is not None and stage != "denoiser":
         raise typer.BadParameter("--start-from trains the denoiser further: add --stage denoiser")
-    if stage == "all" and steps is not None:
-        raise typer.BadParameter("--steps is of a single stage; name it with --stage")
+    if stage == "all" and (steps is not None or batch_size is not None):
+        raise typer.BadParameter("--steps and --batch-size are of a single stage; name it with --stage")
     import torch
 
     from redi.miniature.training_run import STAGES, TrainingRun
 
-    if threads is not None:
-        torch.set_num_threads(threads)
     run = TrainingRun(out, torch.device(device), scenes, compile_network)
     if start_from is not None:
         run.start_from(start_from)
     for name in STAGES if stage == "all" else (stage,):
-        run.train(name, steps=steps)
+        run.train(name, steps=steps, batch_size=batch_size)
     if stage == "all":
         typer.echo(f"wrote {run.export()}")
 

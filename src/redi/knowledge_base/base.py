@@ -121,6 +121,10 @@ class KnowledgeBase:
         """Return the number of entries."""
         return self._table.count()
 
+    def check_files(self) -> None:
+        """Raise KnowledgeBaseError if a file of the table is missing or cut; :meth:`verify` reads what is in them."""
+        self._table.check_files()
+
     def __repr__(self) -> str:
         return f"KnowledgeBase({str(self._path)!r}, {len(self)} entries, {self.plan})"
 
@@ -321,19 +325,6 @@ class KnowledgeBase:
             distances[asked, : positions.shape[1]] = found
         most = max(1, int((rows >= 0).sum(dim=1).max())) if count else neighbors
         return Neighbors(rows[:, :most], distances[:, :most])
-
-    def preload(self, key_step: int, device: torch.device | str | None = None) -> None:
-        """Load the keys of every noise, so that the first search does not have to (as far as memory is kept for it).
-
-        Raises:
-            PlanError: The key step is not recorded.
-            KnowledgeBaseError: The table is damaged.
-        """
-        self.plan.choose(key_step)
-        where = torch.device("cpu" if device is None else device)
-        for noise_id in np.unique(self._table.directory.noise_id).tolist():
-            members = np.flatnonzero(self._table.directory.noise_id == noise_id)
-            self._index(noise_id, key_step, where, members)
 
     def _index(self, noise_id: int, key_step: int, device: torch.device, members: npt.NDArray[np.int64]) -> Index:
         def make() -> Index:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ ROWS_PER_FRAGMENT = 4096
 COMMITS_PER_COMPACTION = 256
 _READ_BYTES = 64 * 1024 * 1024
 
+_PLACE_IN_LANCE = re.compile(r",? *\S+\.rs:\d+:\d+.*")
+
 Rows = Sequence[int] | npt.NDArray[np.int64]
 
 
@@ -41,7 +44,7 @@ def _reading(path: Path) -> Iterator[None]:
         yield
     except (OSError, ValueError, RuntimeError, pa.ArrowException) as error:
         raise KnowledgeBaseError(
-            f"cannot read {path}: {str(error).splitlines()[0][:300]}",
+            f"cannot read {path}: {_PLACE_IN_LANCE.sub('', str(error).splitlines()[0])[:300]}",
             expected="the whole table that redi wrote",
             fix="run redi inspect --verify to see what is damaged; restore the folder or build it again",
         ) from error
@@ -110,6 +113,24 @@ class EntryTable:
                 expected="the columns that the manifest's plan and latent shape name",
                 fix="the table or the manifest comes from another base; restore the one that belongs here",
             )
+
+    def check_files(self) -> None:
+        """Compare every data file's size with what the table says, which costs no read of it.
+
+        Raises:
+            KnowledgeBaseError: A file is missing, or shorter or longer than it was written.
+        """
+        with _reading(self.path):
+            files = [file for fragment in self._dataset.get_fragments() for file in fragment.metadata.files]
+        for file in files:
+            path = self.path / "data" / file.path
+            size = path.stat().st_size if path.exists() else 0
+            if file.file_size_bytes and size != file.file_size_bytes:
+                raise KnowledgeBaseError(
+                    f"{path} has {size} bytes",
+                    expected=f"the {file.file_size_bytes} that were written",
+                    fix="run redi inspect --verify to see what is damaged; restore the folder or build it again",
+                )
 
     @property
     def version(self) -> int:

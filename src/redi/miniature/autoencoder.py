@@ -55,9 +55,10 @@ def to_unit(picture: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def encode(autoencoder: AutoencoderKL, drawn: NDArray[np.uint8], *, batch_size: int = 32) -> NDArray[np.float32]:
+def encode(autoencoder: AutoencoderKL, drawn: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Return the unscaled mean latents (n, 4, 16, 16) of pictures (n, 3, 64, 64)."""
     device = next(autoencoder.parameters()).device
+    batch_size = 32 if device.type == "cpu" else 1024
     parts = [
         autoencoder.encode(to_unit(torch.from_numpy(drawn[start : start + batch_size].copy()).to(device)))
         .latent_dist.mean.cpu()

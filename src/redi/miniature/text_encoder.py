@@ -17,8 +17,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from redi.errors import InputError
 from redi.miniature.architecture import MAX_TOKENS, TEXT_WIDTH, make_text_encoder
-from redi.miniature.dataset import WORDINGS, wordings
-from redi.miniature.scenes import Description, Scene
+from redi.miniature.dataset import WORDINGS, Shard, wordings
+from redi.miniature.scenes import Description
 from redi.miniature.training import Stage, train
 from redi.miniature.vocabulary import BACKGROUNDS, COLORS, KINDS, RELATIONS, SIZES, STYLES
 
@@ -32,10 +32,10 @@ def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> NDArray[np.int16]:
     return np.asarray(ids, np.int16)
 
 
-def tokenize_scenes(tokenizer: CLIPTokenizer, scenes: list[Scene]) -> NDArray[np.int16]:
+def tokenize_shard(tokenizer: CLIPTokenizer, shard: Shard) -> NDArray[np.int16]:
     """Return token ids (n, wordings, 40) of several captions per scene."""
-    texts = [text for scene in scenes for text in wordings(scene)]
-    return tokenize(tokenizer, texts).reshape(len(scenes), WORDINGS, MAX_TOKENS)
+    texts = [text for scene in shard.scenes() for text in wordings(scene)]
+    return tokenize(tokenizer, texts).reshape(shard.count, WORDINGS, MAX_TOKENS)
 
 
 def train_text_encoder(

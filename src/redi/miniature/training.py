@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from redi.errors import InputError
@@ -67,7 +68,9 @@ def train(
     """
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint_path = folder / f"{stage.name}.checkpoint"
-    optimizer = torch.optim.AdamW(network.parameters(), lr=stage.learning_rate, weight_decay=0.01, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=stage.learning_rate, weight_decay=0.01, betas=(0.9, 0.99), fused=True
+    )
     average = {key: value.detach().clone() for key, value in network.state_dict().items()}
     step, seconds, losses = 0, 0.0, []
     if checkpoint_path.exists():
@@ -97,27 +100,28 @@ def train(
     network.train()
     started = last_saved = time.monotonic()
     before = seconds
-    recent: list[float] = []
+    recent: list[Tensor] = []
     precision = torch.autocast(device.type, torch.bfloat16)
     with tqdm(total=stage.steps, initial=step, desc=stage.name, unit="step", mininterval=5) as progress:
         while step < stage.steps:
             for group in optimizer.param_groups:
                 group["lr"] = stage.learning_rate * _learning_rate_factor(step, stage.steps)
             generator = torch.Generator().manual_seed(stage.seed * 1_000_003 + step)
+            optimizer.zero_grad(set_to_none=True)
             with precision if device.type != "mps" else nullcontext():
                 loss = loss_of(generator)
-            optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
             step += 1
             decay = min(stage.averaging, (1 + step) / (10 + step)) if stage.averaging else 0.0
             _update_average(average, network, decay)
-            recent.append(float(loss.detach()))
+            recent.append(loss.detach())
             seconds = before + time.monotonic() - started
             progress.update()
             if step % _LOG_EVERY == 0 or step == stage.steps:
-                losses.append({"step": step, "loss": sum(recent) / len(recent), "seconds": round(seconds, 1)})
+                mean = float(torch.stack(recent).mean())  # read once in a while: each reading waits for the device
+                losses.append({"step": step, "loss": mean, "seconds": round(seconds, 1)})
                 progress.set_postfix(loss=f"{losses[-1]['loss']:.4f}")
                 recent.clear()
             if time.monotonic() - last_saved > checkpoint_seconds or step == stage.steps:
@@ -154,11 +158,12 @@ def _learning_rate_factor(step: int, steps: int) -> float:
 
 @torch.no_grad()
 def _update_average(average: dict[str, Tensor], network: nn.Module, decay: float) -> None:
-    for key, value in network.state_dict().items():
-        if value.dtype.is_floating_point:
-            average[key].lerp_(value, 1.0 - decay)
-        else:
-            average[key].copy_(value)
+    live = network.state_dict()
+    floats = [key for key, value in live.items() if value.dtype.is_floating_point]
+    average_all = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    average_all([average[key] for key in floats], [live[key] for key in floats], None)
+    for key in live.keys() - set(floats):
+        average[key].copy_(live[key])
 
 
 def _append_lines(path: Path, records: list[dict[str, Any]]) -> None:

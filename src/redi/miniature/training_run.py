@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import json
 import subprocess
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,13 +25,12 @@ from redi.comparison import Column, page
 from redi.errors import InputError
 from redi.miniature.architecture import GUIDANCE_SCALE, assemble, make_text_encoder, make_tokenizer, make_unet
 from redi.miniature.autoencoder import encode, train_autoencoder
-from redi.miniature.dataset import cached, pictures, take_scenes
+from redi.miniature.dataset import Shard, cached, in_processes, pictures, shards
 from redi.miniature.denoiser import train_denoiser
 from redi.miniature.evaluator import Evaluator, load_evaluator, train_evaluator
 from redi.miniature.loss_curves import loss_curves
-from redi.miniature.scenes import Scene
 from redi.miniature.scenes import captions as make_captions
-from redi.miniature.text_encoder import tokenize, tokenize_scenes, train_text_encoder
+from redi.miniature.text_encoder import tokenize, tokenize_shard, train_text_encoder
 from redi.miniature.training import Stage, read_losses, replace_file
 from redi.results import write_json
 
@@ -63,15 +61,18 @@ class TrainingRun:
     scenes: int = _SCENES
     compiled: bool = False
 
-    def train(self, name: str, *, steps: int | None = None) -> None:
+    def train(self, name: str, *, steps: int | None = None, batch_size: int | None = None) -> None:
         """Train one stage, or finish it if it was begun; earlier stages must be there.
+
+        ``steps`` and ``batch_size`` stand in for the stage's own.
 
         Raises:
             InputError: The stage is unknown, or one that it builds on is not finished.
         """
         if name not in STAGES:
             raise InputError(f"stage {name!r}", expected=f"one of {', '.join(STAGES)}")
-        stage = STAGES[name] if steps is None else replace(STAGES[name], steps=steps)
+        stage = STAGES[name]
+        stage = replace(stage, steps=steps or stage.steps, batch_size=batch_size or stage.batch_size)
         record = getattr(self, f"_train_{name}")(stage)
         write_json(self.folder / f"{name}.record.json", record | {"commit": _commit()})
         loss_curves(self._losses(), self.folder / "losses.png")
@@ -134,7 +135,7 @@ class TrainingRun:
         records = {name: json.loads((self.folder / f"{name}.record.json").read_text()) for name in STAGES}
         for name, path in self._losses().items():
             records[name]["final_loss"] = read_losses(path)[-1]["loss"]
-        write_json(target / "training.json", {"scenes": self.scenes, "stages": records})
+        write_json(target / "training.json", {"stages": records})
         self._sample_sheet(pipe.to(torch.float32))
         return target
 
@@ -157,7 +158,7 @@ class TrainingRun:
         return {"vocabulary": len(tokenizer), "captions": len(texts), "seed": stage.seed}
 
     def _train_text(self, stage: Stage) -> dict[str, Any]:
-        descriptions = [scene.description for scene in self._scenes()]
+        descriptions = [scene.description for shard in self._shards() for scene in shard.scenes()]
         encoder, record = train_text_encoder(
             stage, self.tokenizer(), descriptions, self._tokens(), self.folder, device=self.device
         )
@@ -190,6 +191,7 @@ class TrainingRun:
             device=self.device,
             compiled=self.compiled,
         )
+        record["scenes"] = self.scenes
         if before is not None:
             record["started_from"] = before
         _save(unet, self.folder / "denoiser-unet.safetensors")
@@ -198,7 +200,7 @@ class TrainingRun:
 
     def _train_evaluator(self, stage: Stage) -> dict[str, Any]:
         drawn = self._pictures("evaluator", _EVALUATOR_SCENES)
-        scenes = take_scenes(len(drawn), seed=_SEEDS["evaluator"], held_out=False)
+        scenes = [scene for shard in shards(len(drawn), seed=_SEEDS["evaluator"]) for scene in shard.scenes()]
         evaluator, record = train_evaluator(stage, drawn, scenes, self.folder, device=self.device)
         _save(evaluator, self.folder / "evaluator.safetensors")
         return record
@@ -209,38 +211,34 @@ class TrainingRun:
             raise InputError(f"{path} is missing", expected="the stage that writes it, finished", fix="train it first")
         return path
 
-    def _scenes(self) -> list[Scene]:
-        return _scenes(self.scenes)
+    def _shards(self) -> list[Shard]:
+        return shards(self.scenes, seed=_SEEDS["denoiser"])
 
     def _tokens(self) -> NDArray[np.int16]:
-        make = functools.partial(_tokenize, self)
+        def make() -> NDArray[np.int16]:
+            tokenize_each = functools.partial(tokenize_shard, self.tokenizer())
+            return np.concatenate(list(in_processes(tokenize_each, self._shards(), description="writing captions")))
+
         return np.asarray(cached(self.folder / "cache" / "tokens.npy", self.scenes, make), np.int16)
 
     def _latents(self) -> NDArray[np.float16]:
         def make() -> NDArray[np.float16]:
-            autoencoder, scenes = self.autoencoder().to(self.device), self._scenes()
+            autoencoder = self.autoencoder().to(self.device)
             scale = autoencoder.config.scaling_factor
-            parts = [
-                (encode(autoencoder, pictures(scenes[start : start + 4096])) * scale).astype(np.float16)
-                for start in range(0, len(scenes), 4096)
-            ]
-            return np.concatenate(parts)
+            drawn = in_processes(pictures, self._shards(), description="drawing")
+            return np.concatenate([(encode(autoencoder, part) * scale).astype(np.float16) for part in drawn])
 
         return np.asarray(cached(self.folder / "cache" / "latents.npy", self.scenes, make), np.float16)
 
     def _pictures(self, name: str, most: int) -> NDArray[np.uint8]:
         count = min(most, self.scenes)
-        make: Callable[[], NDArray[Any]] = lambda: pictures(take_scenes(count, seed=_SEEDS[name], held_out=False))  # noqa: E731
+
+        def make() -> NDArray[np.uint8]:
+            return np.concatenate(
+                list(in_processes(pictures, shards(count, seed=_SEEDS[name]), description=f"drawing for {name}"))
+            )
+
         return np.asarray(cached(self.folder / "cache" / f"{name}.npy", count, make), np.uint8)
-
-
-@functools.cache
-def _scenes(count: int) -> list[Scene]:
-    return take_scenes(count, seed=_SEEDS["denoiser"], held_out=False)
-
-
-def _tokenize(run: TrainingRun) -> NDArray[np.int16]:
-    return tokenize_scenes(run.tokenizer(), run._scenes())
 
 
 def _publish_config(path: Path) -> None:
