@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from redi.errors import InputError
 from redi.miniature.drawing import draw
-from redi.miniature.scenes import IMAGE_SIZE, Scene, caption, captioned_scenes
+from redi.miniature.scenes import IMAGE_SIZE, Description, Scene, caption, captioned_scenes, descriptions
 from redi.miniature.training import replace_file
 
 _SHARD_SIZE = 4096
@@ -54,6 +54,11 @@ def in_processes(make: Callable[[Shard], T], parts: list[Shard], *, description:
     count = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, len(parts))
     with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as pool:
         yield from tqdm(pool.map(make, parts), total=len(parts), desc=description, unit="shard", mininterval=5)
+
+
+def asked_for(shard: Shard) -> list[Description]:
+    """Return what a shard's captions ask for."""
+    return list(itertools.islice(descriptions(shard.seed, held_out=False), shard.count))
 
 
 def pictures(shard: Shard) -> NDArray[np.uint8]:

@@ -64,7 +64,7 @@ def train_text_encoder(
         wording = torch.randint(WORDINGS, (stage.batch_size,), generator=generator)
         ids = torch.from_numpy(tokens[rows.numpy(), wording.numpy()].astype(np.int64)).to(device)
         hidden = encoder(ids).last_hidden_state
-        ends = hidden[torch.arange(len(ids)), (ids == tokenizer.eos_token_id).int().argmax(1)]
+        ends = hidden[torch.arange(len(ids), device=device), (ids == tokenizer.eos_token_id).int().argmax(1)]
         losses = [
             nn.functional.cross_entropy(heads[name](ends).float(), scene_labels[name][rows].to(device))
             for name in _SCENE_HEADS

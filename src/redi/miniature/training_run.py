@@ -8,6 +8,7 @@ end ``model/``: a Diffusers folder in float16, the evaluator, and the training r
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import subprocess
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from redi.comparison import Column, page
 from redi.errors import InputError
 from redi.miniature.architecture import GUIDANCE_SCALE, assemble, make_text_encoder, make_tokenizer, make_unet
 from redi.miniature.autoencoder import encode, train_autoencoder
-from redi.miniature.dataset import Shard, cached, in_processes, pictures, shards
+from redi.miniature.dataset import Shard, asked_for, cached, in_processes, pictures, shards
 from redi.miniature.denoiser import train_denoiser
 from redi.miniature.evaluator import Evaluator, load_evaluator, train_evaluator
 from redi.miniature.loss_curves import loss_curves
@@ -47,7 +48,7 @@ _STARTED_FROM = "started_from.json"
 """The training record of the denoiser that a further training started from."""
 
 _SCENES = 60_000
-_AUTOENCODER_SCENES = 12_000
+_AUTOENCODER_SCENES = 24_000
 _EVALUATOR_SCENES = 30_000
 _SEEDS = {"autoencoder": 1, "text": 2, "denoiser": 2, "evaluator": 3}
 
@@ -158,7 +159,8 @@ class TrainingRun:
         return {"vocabulary": len(tokenizer), "captions": len(texts), "seed": stage.seed}
 
     def _train_text(self, stage: Stage) -> dict[str, Any]:
-        descriptions = [scene.description for shard in self._shards() for scene in shard.scenes()]
+        asked = in_processes(asked_for, self._shards(), description="reading captions")
+        descriptions = list(itertools.chain.from_iterable(asked))
         encoder, record = train_text_encoder(
             stage, self.tokenizer(), descriptions, self._tokens(), self.folder, device=self.device
         )
