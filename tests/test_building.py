@@ -199,8 +199,8 @@ def test_a_base_keeps_its_unit_size(pipe: Any, tmp_path: Path) -> None:
         ({"plan": Plan(10, 3, (5, 8))}, ["plan.more_key_steps", "[1]", "[]"]),
         ({"noises": [7, 8]}, ["noise.seeds", "[0, 1, 2]", "[7, 8]"]),
         ({"noise": "independent"}, ["noise.kind", "shared", "independent"]),
-        ({"guidance_scale": 3.0}, ["guidance.scale", "7.5", "3.0"]),
-        ({"negative_prompt": "a dog"}, ["guidance.negative_prompt", "a dog"]),
+        ({"guidance_scale": 3.0}, ["call.guidance_scale", "7.5", "3.0"]),
+        ({"negative_prompt": "a dog"}, ["call.negative_prompt", "a dog"]),
         ({"height": 32}, ["latents.shape", "[4, 8, 8]", "[4, 16, 8]"]),
     ],
 )
@@ -333,7 +333,9 @@ def test_the_manifest_tells_what_was_built(pipe: Any, tmp_path: Path) -> None:
         ({"guidance_scale": "7"}, InputError, "a number"),
         ({"guidance_scale": float("nan")}, InputError, "a finite number"),
         ({"negative_prompt": ["x"]}, InputError, "one text"),
-        ({"height": 17}, InputError, "multiple of 2"),
+        ({"height": 17}, InputError, "divisible by 8"),
+        ({"num_inference_steps": 12}, PlanError, "the plan's"),
+        ({"noisy": 3}, InputError, "noisy as an argument of every call"),
     ],
 )
 def test_bad_input_is_refused_before_anything_runs(
@@ -347,7 +349,7 @@ def test_bad_input_is_refused_before_anything_runs(
 
 
 def test_what_cannot_be_recorded_is_refused(pipe: Any, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="text-to-image"):
+    with pytest.raises(UnsupportedError, match="text-to-image pipeline of the same model"):
         build_tiny(StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False), tmp_path / "kb")
     with pytest.raises(UnsupportedError, match="a Diffusers pipeline"):
         build_tiny(pipe.unet, tmp_path / "kb")

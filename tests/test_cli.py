@@ -118,7 +118,7 @@ def test_inspect_tells_what_the_base_holds(kb: Path, model: Path) -> None:
     ):
         assert fact in result.stdout
     facts = json.loads(redi("inspect", kb, "--json").stdout)
-    assert facts["guidance"] == {"scale": 7.5, "negative_prompt": ""}
+    assert facts["call"]["guidance_scale"] == 7.5
 
 
 def test_inspect_shows_an_entry_by_its_place_and_by_its_id(kb: Path) -> None:

@@ -103,6 +103,7 @@ def test_an_untested_scheduler_is_refused(ground: Ground) -> None:
         ({"guidance_scale": torch.tensor(7.5)}, "5.0", '"a Tensor"'),
         ({"negative_prompt": "blurry"}, '"ugly"', '"blurry"'),
         ({"negative_prompt": ""}, '"ugly"', '""'),
+        ({"negative_prompt": ["ugly", "blurry"]}, '"ugly"', '["ugly", "blurry"]'),
         ({"height": 32}, "16", "32"),
         ({"clip_skip": 1}, "null", "1"),
         ({"guidance_rescale": 0.5}, "0.0", "0.5"),
@@ -151,13 +152,13 @@ def test_outputs_are_handed_on_as_the_pipeline_makes_them(ground: Ground) -> Non
     assert [report.prompt for report in redi.reports(pipe)] == [NEW, NEW, PROMPTS[0], PROMPTS[0]]
 
 
-def test_a_base_that_does_not_say_its_guidance_and_a_thing_that_is_no_pipeline_are_refused(
+def test_a_base_that_does_not_say_its_call_and_a_thing_that_is_no_pipeline_are_refused(
     ground: Ground, tmp_path: Path
 ) -> None:
     shutil.copytree(ground.base().path, tmp_path / "base")
     manifest = tmp_path / "base" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"guidance"', '"guide"'))
-    with pytest.raises(KnowledgeBaseError, match="guidance"):
+    manifest.write_text(manifest.read_text().replace('"call"', '"calls"'))
+    with pytest.raises(KnowledgeBaseError, match="how the pipeline was called"):
         redi.enable(ground.pipe(), tmp_path / "base")
     with pytest.raises(UnsupportedError, match="a Diffusers pipeline"):
         redi.enable(ground.pipe().unet, ground.base())

@@ -12,11 +12,11 @@ from typing import Any
 import peft
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
 
 import tiny
 from redi.errors import InputError, UnsupportedError
-from redi.identity import compared, identity_of, latent_shape_of
+from redi.identity import compared, identity_of
 from redi.knowledge_base.manifest import differences
 from redi.weights_hash import hash_weights
 
@@ -45,11 +45,22 @@ def test_identity_names_what_the_trajectories_depend_on(pipe: Any) -> None:
     assert identity["adapters"] == {}
     assert identity["dtype"] == "float32"
     assert identity["prediction_type"] == "epsilon"
-    assert identity["latents"] == {"shape": [4, 8, 8], "scaling_factor": 0.18215, "shift_factor": None}
+    assert identity["latents"] == {
+        "shape": [4, 8, 8],
+        "dtype": "float32",
+        "scaling_factor": 0.18215,
+        "shift_factor": None,
+    }
     assert identity["scheduler"]["class"] == "PNDMScheduler"
     assert identity["scheduler"]["config"]["beta_schedule"] == "scaled_linear"
-    assert len(identity["scheduler"]["timesteps"]) == 21
-    assert identity["guidance"] == {"scale": 7.5, "negative_prompt": ""}
+    assert len(identity["schedule"]["timesteps"]) == 21
+    assert identity["call"] == {
+        "num_inference_steps": 20,
+        "guidance_scale": 7.5,
+        "guidance_rescale": 0.0,
+        "height": 16,
+        "width": 16,
+    }
     assert identity["information"]["versions"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
 
 
@@ -66,7 +77,7 @@ def test_reading_changes_nothing_of_the_scheduler(pipe: Any) -> None:
 @pytest.mark.parametrize("name", sorted(tiny.SCHEDULERS))
 def test_timesteps_are_those_that_the_pipeline_will_use(pipe: Any, name: str) -> None:
     pipe.scheduler = tiny.scheduler(name)
-    timesteps = identity_of(pipe, **CALL)["scheduler"]["timesteps"]
+    timesteps = identity_of(pipe, **CALL)["schedule"]["timesteps"]
     pipe.scheduler.set_timesteps(20)
     assert timesteps == pytest.approx(pipe.scheduler.timesteps.tolist(), abs=1e-4)
 
@@ -88,16 +99,17 @@ def test_information_is_not_compared(pipe: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "field"),
+    ("change", "fields"),
     [
-        ({"guidance_scale": 5.0}, "guidance.scale"),
-        ({"negative_prompt": "blurry"}, "guidance.negative_prompt"),
-        ({"num_inference_steps": 25}, "scheduler.timesteps"),
-        ({"height": 32}, "latents.shape"),
+        ({"guidance_scale": 5.0}, ["call.guidance_scale"]),
+        ({"negative_prompt": "blurry"}, ["call.negative_prompt"]),
+        ({"num_inference_steps": 25}, ["call.num_inference_steps", "schedule.timesteps"]),
+        ({"height": 32}, ["call.height", "latents.shape"]),
+        ({"height": 16}, []),
     ],
 )
-def test_a_changed_argument_changes_its_field_only(pipe: Any, change: dict[str, Any], field: str) -> None:
-    assert what_differs(identity_of(pipe, **CALL), identity_of(pipe, **{**CALL, **change})) == [field]
+def test_a_changed_argument_changes_its_fields_only(pipe: Any, change: dict[str, Any], fields: list[str]) -> None:
+    assert what_differs(identity_of(pipe, **CALL), identity_of(pipe, **{**CALL, **change})) == fields
 
 
 def test_no_negative_prompt_is_an_empty_one(pipe: Any) -> None:
@@ -150,7 +162,7 @@ def test_another_dtype_is_another_identity(pipe: Any) -> None:
     before = identity_of(pipe, **CALL)
     after = identity_of(pipe.to(torch.bfloat16), **CALL)
     assert after["dtype"] == "bfloat16"
-    assert what_differs(before, after) == ["dtype", "weights.text_encoder", "weights.unet"]
+    assert what_differs(before, after) == ["dtype", "latents.dtype", "weights.text_encoder", "weights.unet"]
 
 
 def test_memory_layout_inference_mode_and_a_compiled_wrapper_change_nothing(pipe: Any) -> None:
@@ -194,7 +206,7 @@ def test_weights_that_are_not_in_memory_are_refused(pipe: Any) -> None:
 
 def test_a_schedule_that_cannot_be_made_is_refused(pipe: Any) -> None:
     pipe.scheduler = tiny.scheduler("ddim")
-    with pytest.raises(UnsupportedError, match="DDIMScheduler cannot make a schedule of 2000 steps"):
+    with pytest.raises(UnsupportedError, match="DDIMScheduler cannot make the schedule that the pipeline asks for"):
         identity_of(pipe, **{**CALL, "num_inference_steps": 2000})
 
 
@@ -289,30 +301,60 @@ def test_a_fused_adapter_shows_as_changed_weights(adapted: Any) -> None:
     assert what_differs(fused, identity_of(adapted, **CALL)) == []
 
 
-# --- latent shape ---
+# --- the call that the pipeline would make ---
 
 
-def test_latent_shape_is_the_shape_that_the_pipeline_makes(pipe: Any) -> None:
+def test_the_shape_of_latents_is_the_shape_that_the_pipeline_makes(pipe: Any) -> None:
     for size in ({}, {"height": 32, "width": 48}):
         made = pipe("a cat", num_inference_steps=1, output_type="latent", **size).images
-        assert latent_shape_of(pipe, **size) == tuple(made.shape[1:])
+        assert identity_of(pipe, **CALL, **size)["latents"]["shape"] == list(made.shape[1:])
 
 
-def test_a_sample_size_may_name_both_sides(pipe: Any) -> None:
-    pipe.unet.register_to_config(sample_size=(8, 16))
-    assert latent_shape_of(pipe) == (4, 8, 16)
+def test_a_call_that_the_pipeline_refuses_is_refused(pipe: Any) -> None:
+    with pytest.raises(InputError, match="divisible by 8 but are 17"):
+        identity_of(pipe, **CALL, height=17)
 
 
-@pytest.mark.parametrize("size", [{"height": 0}, {"width": 17}, {"height": -16}, {"height": 16.0}])
-def test_a_size_that_does_not_fit_is_refused(pipe: Any, size: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="positive multiple of 2 pixels"):
-        latent_shape_of(pipe, **size)
+def test_reading_leaves_no_trace_on_the_pipeline_and_evaluates_nothing_that_denoises(pipe: Any) -> None:
+    evaluated: list[int] = []
+    pipe.unet.register_forward_pre_hook(lambda *_: evaluated.append(1))
+    before, drawn = dict(vars(pipe)), torch.get_rng_state()
+    identity_of(pipe, **CALL)
+    assert vars(pipe) == before
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert evaluated == []
 
 
-def test_a_pipeline_without_a_unet_is_refused(pipe: Any) -> None:
-    class Other:
-        def __init__(self, unet: UNet2DConditionModel) -> None:
-            self.components = {"transformer": unet}
+def test_what_the_pipeline_sets_up_is_asked_once_as_long_as_it_stays_as_it_is(pipe: Any) -> None:
+    encoded: list[int] = []
+    pipe.text_encoder.register_forward_hook(lambda *_: encoded.append(1))
+    identity_of(pipe, **CALL)
+    once = len(encoded)
+    identity_of(pipe, **CALL)
+    assert len(encoded) == once > 0
+    pipe.scheduler = tiny.scheduler("ddim")
+    assert len(identity_of(pipe, **CALL)["schedule"]["timesteps"]) == 20
 
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"guidance_scale": "7"}, "a number"),
+        ({"guidance_scale": float("nan")}, "a finite number"),
+        ({"negative_prompt": ["x"]}, "one text for all prompts"),
+        ({"prompt": "a cat"}, "prompt as an argument of every call"),
+        ({"latents": torch.zeros(1)}, "latents as an argument of every call"),
+        ({"hight": 16}, "one of height, width"),
+        ({"ip_adapter_image": torch.zeros(1)}, "numbers, text, and lists of them"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_an_argument_that_cannot_be_recorded_is_refused(pipe: Any, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        identity_of(pipe, **{**CALL, **change})
+
+
+def test_a_pipeline_without_a_network_that_denoises_is_refused(pipe: Any) -> None:
+    pipe.unet = None
     with pytest.raises(UnsupportedError, match="without a unet"):
-        latent_shape_of(Other(pipe.unet))
+        identity_of(pipe, **CALL)

@@ -4,71 +4,52 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Real
 from typing import Any
 
 from torch import Tensor
 
+from redi.calls import arguments_from, is_free, is_same, parameters_of, same_as_none
 from redi.errors import IncompatibleError, KnowledgeBaseError, UnsupportedError
-from redi.identity import compared, identity_of
+from redi.identity import compared, identity_of, standing_identity
 from redi.knowledge_base import Difference, KnowledgeBase, describe_differences, differences
 from redi.solvers import facts_for
-
-_FREE = frozenset(
-    {
-        "prompt",
-        "num_images_per_prompt",
-        "eta",  # refused by the engine where it adds noise
-        "generator",
-        "latents",
-        "prompt_embeds",
-        "output_type",
-        "return_dict",
-        "callback",
-        "callback_steps",
-        "callback_on_step_end",
-        "callback_on_step_end_tensor_inputs",
-    }
-)
-"""Arguments of a pipeline call that may differ from those that the base was built with."""
 
 _FIX = "give the pipeline and its call what the base was built with, or build a base for what you have"
 
 
 def call_arguments(base: KnowledgeBase, pipe: Any) -> dict[str, Any]:
-    """Return the arguments of every pipeline call that the base was built with.
+    """Return the arguments of every pipeline call that the base was built with, those at their defaults left out.
 
     Raises:
         KnowledgeBaseError: Its manifest does not tell them.
     """
-    try:
-        guidance = base.manifest.identity["guidance"]
-        scale, negative_prompt = guidance["scale"], guidance["negative_prompt"]
-        *_, height, width = base.manifest.latent_shape
-    except (KeyError, TypeError, ValueError) as error:
+    return arguments_from(pipe, _recorded(base))
+
+
+def _recorded(base: KnowledgeBase) -> dict[str, Any]:
+    recorded = base.manifest.identity.get("call")
+    if not isinstance(recorded, dict):
         raise KnowledgeBaseError(
-            f"the manifest of {base.path} does not say how the pipeline was called: {error}",
-            expected="guidance (scale, negative_prompt) and latents of height and width",
+            f"the manifest of {base.path} does not say how the pipeline was called",
+            expected="call, the arguments of every call",
             fix="build the base with redi.build, or make its identity with redi.identity.identity_of",
-        ) from error
-    factor = int(getattr(pipe, "vae_scale_factor", 8))
-    return {
-        "num_inference_steps": base.plan.num_inference_steps,
-        "guidance_scale": scale,
-        "negative_prompt": negative_prompt or None,
-        "height": height * factor,
-        "width": width * factor,
-    }
+        )
+    return {**recorded, "num_inference_steps": base.plan.num_inference_steps}
 
 
 def pipeline_differences(base: KnowledgeBase, pipe: Any) -> list[Difference]:
     """Return everything in which a pipeline is not the one that the base was built with.
 
     Raises:
+        KnowledgeBaseError: The manifest does not tell how the pipeline was called.
         UnsupportedError: The pipeline's identity cannot be read.
     """
-    identity = identity_of(pipe, **call_arguments(base, pipe))
-    return differences(compared(base.manifest.identity), compared(identity))
+    recorded, built = _recorded(base), compared(base.manifest.identity)
+    standing = standing_identity(pipe)
+    found = differences({name: value for name, value in built.items() if name in standing}, standing)
+    if found:  # such a pipeline may not even take the arguments
+        return found
+    return differences(built, compared(identity_of(pipe, **arguments_from(pipe, recorded))))
 
 
 def check_pipeline(base: KnowledgeBase, pipe: Any) -> None:
@@ -112,18 +93,12 @@ def complete_call(
     for name, value in bound.arguments.items():
         named = signature.parameters[name].kind is not inspect.Parameter.VAR_KEYWORD
         given.update({name: value} if named else value)
-    required = call_arguments(base, pipe)
+    recorded, parameters = _recorded(base), parameters_of(pipe)
     found = [
-        Difference(name, required[name], _plain(value))
+        Difference(name, recorded.get(name), _plain(value))
         for name, value in given.items()
-        if name in required and value is not None and not _same_argument(name, value, required[name])
+        if name in parameters and not is_free(name) and not _agrees(pipe, name, value, recorded)
     ]
-    for name, value in given.items():
-        parameter = signature.parameters.get(name)
-        if name not in _FREE and name not in required and parameter is not None:
-            default = parameter.default
-            if not (_is_same(value, default) or (default is None and isinstance(value, dict) and not value)):
-                found.append(Difference(name, default, _plain(value)))
     latents = given.get("latents")
     if isinstance(latents, Tensor) and tuple(latents.shape[1:]) != base.manifest.latent_shape:
         shape = list(base.manifest.latent_shape)
@@ -135,26 +110,27 @@ def complete_call(
             expected="arguments that are left out (the base's are used) or the same",
             fix="leave them out, call redi.disable(pipe) first, or build a base with them",
         )
-    required["negative_prompt"] = _spread(required["negative_prompt"], given)
-    return {**given, **{name: value for name, value in required.items() if name in signature.parameters}}
+    required = arguments_from(pipe, recorded)
+    texts = {name: _spread(text, given) for name, text in required.items() if name.startswith("negative_prompt")}
+    left_out = {name: value for name, value in {**required, **texts}.items() if given.get(name) is None}
+    return {**given, **left_out}
 
 
-def _spread(negative_prompt: str | None, given: Mapping[str, Any]) -> str | list[str] | None:
+def _spread(negative_prompt: str, given: Mapping[str, Any]) -> str | list[str]:
     """Return the negative prompt in the form of the prompt: pipelines take two texts or two lists of a length."""
     prompts = given.get("prompt_embeds") if given.get("prompt") is None else given["prompt"]
-    if negative_prompt is None or prompts is None or isinstance(prompts, str):
+    if prompts is None or isinstance(prompts, str):
         return negative_prompt
     return [negative_prompt] * len(prompts)
 
 
-def _same_argument(name: str, value: Any, required: Any) -> bool:
-    if name == "negative_prompt" and isinstance(value, list | tuple):
-        return all((each or None) == required for each in value)
-    return _is_same(value or None, required) if name == "negative_prompt" else _is_same(value, required)
-
-
-def _is_same(value: Any, other: Any) -> bool:
-    return value is other or (isinstance(value, Real | str) and bool(value == other))
+def _agrees(pipe: Any, name: str, value: Any, recorded: Mapping[str, Any]) -> bool:
+    """Say whether an argument of a call is the base's; None leaves it to the base."""
+    each = value if name.startswith("negative_prompt") and isinstance(value, list | tuple) else [value]
+    wanted = recorded.get(name)
+    if value is None:
+        return True
+    return all(is_same(same_as_none(pipe, name, one), wanted) for one in each)
 
 
 def _plain(value: Any) -> Any:

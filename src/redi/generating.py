@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from redi.attachment import quiet, stock_call
 from redi.building.checks import warn_of_long_prompts
-from redi.compatibility import check_pipeline, complete_call
+from redi.compatibility import call_arguments, check_pipeline, complete_call
 from redi.enabling import JumpOptions, open_base, prepare
 from redi.errors import InputError, NoiseError
 from redi.jumping import JumpPolicy, NoiseWatch
@@ -154,7 +154,7 @@ def _order(
     if seed + len(texts) > 2**64:
         raise InputError(f"seed={seed}", expected="below 2**64, also with a picture's place added")
     tails = None if style is None else [f"{text} {style}" for text in texts]
-    warn_of_long_prompts(pipe, tails or texts)
+    warn_of_long_prompts(pipe, tails or texts, call_arguments(base, pipe))
     return _Order(pipe, base, texts, tails, _noises(base, len(texts), seed, noise_ids), seed, batch_size)
 
 

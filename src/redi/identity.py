@@ -3,70 +3,99 @@
 from __future__ import annotations
 
 import functools
-import math
+import json
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from pathlib import Path, PurePath
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
-from redi.errors import InputError, UnsupportedError
+from redi.attachment import stock_class
+from redi.calls import checked_arguments, json_value, parameters_of, recorded_call
+from redi.errors import PlanError, UnsupportedError
+from redi.rehearsal import Rehearsal, rehearse
 from redi.switches import hash_vocabulary, switches_of
 from redi.weights_hash import hash_weights
 
 INFORMATION = "information"
 """The one key of an identity that is there to be read, not compared: names and versions that change no number."""
 
+_DENOISERS = ("unet", "transformer", "transformer_2")
 _NOT_OF_THE_TRAJECTORY = ("vae", "vqvae", "movq", "safety_checker", "feature_extractor", "vocoder")
 
 
-def identity_of(
-    pipe: Any,
-    *,
-    num_inference_steps: int,
-    guidance_scale: float,
-    negative_prompt: str | None,
-    height: int | None = None,
-    width: int | None = None,
-    revision: str | None = None,
-) -> dict[str, Any]:
+def identity_of(pipe: Any, *, revision: str | None = None, **call: Any) -> dict[str, Any]:
     """Return what a pipeline's trajectories depend on, as JSON values (design section 5); reads, changes nothing.
 
     Equal identities (but for :data:`INFORMATION`, see :func:`compared`) mean that the same noise and prompt give the
     same trajectory, floating point aside. Not seen: caches (DeepCache, ``enable_cache``), which approximate one.
 
     Args:
-        pipe: A text-to-image pipeline of the ``StableDiffusionPipeline`` kind.
-        num_inference_steps: Steps of the schedule, for its timesteps.
-        guidance_scale: As the pipeline's call gets it.
-        negative_prompt: As the pipeline's call gets it; None and "" are the same.
-        height: Pixels; None is the pipeline's default.
-        width: Pixels; None is the pipeline's default.
+        pipe: A text-to-anything pipeline.
         revision: Of the model, for information; by default read from the cache folder it was loaded from.
+        call: Arguments of every call; what is left out or None is the pipeline's default.
 
     Returns:
-        ``pipeline``, ``weights`` (component -> hash), ``switches`` (component -> config that is not at its default,
-        FreeU), ``tokenizers`` (component -> hash), ``adapters`` (component -> name -> hash and scales), ``dtype``,
-        ``prediction_type``, ``latents`` (shape, scaling_factor, shift_factor), ``scheduler`` (class, config,
-        timesteps), ``guidance`` (scale, negative_prompt), ``information`` (model, revision, versions).
+        What :func:`standing_identity` tells, and ``call`` (argument -> value, also those left to the pipeline),
+        ``latents`` (shape, dtype, scaling_factor, shift_factor), ``schedule`` (timesteps, sigmas) and ``information``
+        (model, revision, versions).
 
     Raises:
-        UnsupportedError: The pipeline has no U-Net, its weights are not in memory, or its scheduler cannot make a
-            schedule of that many steps.
-        InputError: Height or width do not fit the pipeline.
+        UnsupportedError: The pipeline has no network that denoises, its weights are not in memory, or its scheduler
+            cannot make the schedule.
+        InputError: The pipeline does not take such arguments.
+        PlanError: Its schedule has another number of steps than was asked for.
+    """
+    arguments, standing = checked_arguments(pipe, call), standing_identity(pipe)
+    sides = {"height", "width"} & parameters_of(pipe).keys()
+    if len(sides - arguments.keys()) == 1:  # Stable Diffusion forgets one side where it is not given the other
+        (other,) = sides - arguments.keys()
+        square = {name: value for name, value in arguments.items() if name not in sides}
+        arguments[other] = _rehearsed(pipe, square, standing).checked.get(other)
+    rehearsal = _rehearsed(pipe, arguments, standing)
+    latents = getattr(getattr(pipe, "vae", None), "config", {})
+    sigmas = {} if rehearsal.sigmas is None else {"sigmas": list(rehearsal.sigmas)}
+    return {
+        **standing,
+        "call": recorded_call(pipe, arguments, rehearsal.checked),
+        "latents": {
+            "shape": list(rehearsal.shape),
+            "dtype": str(rehearsal.dtype).removeprefix("torch."),
+            "scaling_factor": json_value(latents.get("scaling_factor")),
+            "shift_factor": json_value(latents.get("shift_factor")),
+        },
+        "schedule": {"timesteps": list(rehearsal.timesteps), **sigmas},
+        INFORMATION: {
+            "model": _model_name(pipe),
+            "revision": revision or _cached_revision(pipe),
+            "versions": library_versions(),
+        },
+    }
+
+
+def standing_identity(pipe: Any) -> dict[str, Any]:
+    """Return the part of an identity that holds whatever the pipeline is called with.
+
+    Returns:
+        ``pipeline``, ``settings`` (the pipeline's own config), ``weights`` (component -> hash), ``switches``
+        (component -> config that is not at its default, FreeU), ``tokenizers`` (component -> hash), ``adapters``
+        (component -> name -> hash and scales), ``dtype``, ``prediction_type``, ``scheduler`` (class, config).
+
+    Raises:
+        UnsupportedError: The pipeline has no network that denoises, or its weights are not in memory.
     """
     networks = dict(_networks(pipe))
     hashes = {name: hash_weights(network) for name, network in networks.items()}
-    shape = latent_shape_of(pipe, height, width)
     config = _scheduler_config(pipe.scheduler)
-    latents = getattr(getattr(pipe, "vae", None), "config", {})
     return {
-        "pipeline": type(pipe).__name__,
+        "pipeline": stock_class(pipe).__name__,
+        "settings": _settings(pipe),
         "weights": {name: found.base for name, found in hashes.items()},
-        "switches": {name: _json(switches_of(network)) for name, network in networks.items()},
+        "switches": {name: json_value(switches_of(network)) for name, network in networks.items()},
         "tokenizers": {
             name: hash_vocabulary(part)
             for name, part in sorted(pipe.components.items())
@@ -79,22 +108,7 @@ def identity_of(
         },
         "dtype": str(_floating_dtype(_denoiser(pipe))).removeprefix("torch."),
         "prediction_type": config.pop("prediction_type", None),
-        "latents": {
-            "shape": list(shape),
-            "scaling_factor": _json(latents.get("scaling_factor")),
-            "shift_factor": _json(latents.get("shift_factor")),
-        },
-        "scheduler": {
-            "class": type(pipe.scheduler).__name__,
-            "config": config,
-            "timesteps": _timesteps(pipe.scheduler, num_inference_steps),
-        },
-        "guidance": {"scale": float(guidance_scale), "negative_prompt": negative_prompt or ""},
-        INFORMATION: {
-            "model": _model_name(pipe),
-            "revision": revision or _cached_revision(pipe),
-            "versions": library_versions(),
-        },
+        "scheduler": {"class": type(pipe.scheduler).__name__, "config": config},
     }
 
 
@@ -103,29 +117,27 @@ def compared(identity: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in identity.items() if name != INFORMATION}
 
 
-def latent_shape_of(pipe: Any, height: int | None = None, width: int | None = None) -> tuple[int, int, int]:
-    """Return the shape (c, h, w) of one latent of a pipeline of the ``StableDiffusionPipeline`` kind.
+def _rehearsed(pipe: Any, arguments: Mapping[str, Any], standing: Mapping[str, Any]) -> Rehearsal:
+    """Return what the pipeline sets up for such a call; found out once, as long as the pipeline stays as it is."""
+    vae = getattr(getattr(pipe, "vae", None), "config", {})
+    look = json.dumps([json_value(arguments), standing, json_value(dict(vae))], sort_keys=True)
+    known = _rehearsals.setdefault(pipe, {})
+    if look not in known:
+        if len(known) >= _MOST_REHEARSALS:
+            known.clear()
+        found = rehearse(pipe, arguments)
+        steps = arguments.get("num_inference_steps", found.num_inference_steps)
+        if found.num_inference_steps != steps:
+            raise PlanError(
+                f"a schedule of {found.num_inference_steps} steps where {steps} were asked for",
+                expected="as many sigmas or timesteps as steps",
+            )
+        known[look] = found
+    return known[look]
 
-    Args:
-        pipe: The pipeline.
-        height: Pixels; None is the pipeline's default.
-        width: Pixels; None is the pipeline's default.
 
-    Raises:
-        UnsupportedError: The pipeline has no U-Net.
-        InputError: Height or width is not a positive multiple of the pixels per latent.
-    """
-    config = _denoiser(pipe).config
-    factor = int(getattr(pipe, "vae_scale_factor", 8))
-    size = config.sample_size
-    defaults = (size, size) if isinstance(size, int) else tuple(size)
-    sides = []
-    for name, pixels, default in zip(("height", "width"), (height, width), defaults, strict=True):
-        pixels = default * factor if pixels is None else pixels
-        if isinstance(pixels, bool) or not isinstance(pixels, int) or pixels < factor or pixels % factor:
-            raise InputError(f"{name}={pixels!r}", expected=f"a positive multiple of {factor} pixels")
-        sides.append(pixels // factor)
-    return int(config.in_channels), sides[0], sides[1]
+_MOST_REHEARSALS = 16
+_rehearsals: WeakKeyDictionary[Any, dict[str, Rehearsal]] = WeakKeyDictionary()
 
 
 def library_versions() -> dict[str, str]:
@@ -142,12 +154,22 @@ def _version(package: str) -> str:
 
 
 def _denoiser(pipe: Any) -> Any:
-    unet = getattr(pipe, "unet", None)
-    if unet is None:
+    found = next((part for name in _DENOISERS if (part := getattr(pipe, name, None)) is not None), None)
+    if found is None:
         raise UnsupportedError(
-            f"{type(pipe).__name__}, a pipeline without a unet", expected="a pipeline like StableDiffusionPipeline"
+            f"{type(pipe).__name__}, a pipeline without a unet or transformer",
+            expected="a pipeline that denoises with a network of that name",
         )
-    return unet
+    return found
+
+
+def _settings(pipe: Any) -> dict[str, Any]:
+    """Return what the pipeline itself was configured with, such as where Wan changes experts."""
+    return {
+        name: json_value(value)
+        for name, value in sorted(pipe.config.items())
+        if name not in pipe.components and not name.startswith("_") and name != "requires_safety_checker"
+    }
 
 
 def _networks(pipe: Any) -> Iterator[tuple[str, nn.Module]]:
@@ -162,20 +184,7 @@ def _floating_dtype(network: nn.Module) -> torch.dtype | None:
 
 
 def _scheduler_config(scheduler: Any) -> dict[str, Any]:
-    return {name: _json(value) for name, value in sorted(scheduler.config.items()) if not name.startswith("_")}
-
-
-def _timesteps(scheduler: Any, num_inference_steps: int) -> list[float]:
-    """Return the schedule's timesteps, one per call, made by a fresh scheduler: the pipeline's stays untouched."""
-    fresh = type(scheduler).from_config(scheduler.config)
-    try:
-        fresh.set_timesteps(num_inference_steps)
-    except Exception as error:  # a scheduler may raise anything
-        raise UnsupportedError(
-            f"{type(scheduler).__name__} cannot make a schedule of {num_inference_steps!r} steps: {error}",
-            expected="a scheduler that needs nothing but the number of steps",
-        ) from error
-    return [round(float(timestep), 4) for timestep in fresh.timesteps]
+    return {name: json_value(value) for name, value in sorted(scheduler.config.items()) if not name.startswith("_")}
 
 
 def _model_name(pipe: Any) -> str | None:
@@ -188,21 +197,6 @@ def _model_name(pipe: Any) -> str | None:
 
 
 def _cached_revision(pipe: Any) -> str | None:
-    """Return the commit in the hub's cache folder (models--.../snapshots/<commit>) that the U-Net came from."""
+    """Return the commit in the hub's cache folder (models--.../snapshots/<commit>) that the denoiser came from."""
     parts = PurePath(str(_denoiser(pipe).config.get("_name_or_path") or "")).parts
     return next((after for before, after in pairwise(parts) if before == "snapshots"), None)
-
-
-def _json(value: Any) -> Any:
-    """Return a config value as JSON keeps it; numbers that JSON has no word for become text."""
-    if isinstance(value, Mapping):
-        return {str(name): _json(item) for name, item in value.items()}
-    if hasattr(value, "tolist"):  # arrays and tensors
-        value = value.tolist()
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_json(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    return str(value) if isinstance(value, torch.dtype | torch.device) else type(value).__name__

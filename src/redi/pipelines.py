@@ -135,10 +135,10 @@ def model_name(model: str) -> str:
     return str(Path(model).resolve()) if model != MINIATURE and Path(model).is_dir() else model
 
 
-def default_guidance(model: str) -> float:
-    """Return the guidance scale to use with a model when none is asked for: Stable Diffusion's, or the miniature's."""
+def default_guidance(model: str) -> float | None:
+    """Return the guidance scale to use with a model when none is asked for; None is the pipeline's own default."""
     if model != MINIATURE:
-        return 7.5
+        return None
     from redi.miniature.architecture import GUIDANCE_SCALE
 
     return GUIDANCE_SCALE

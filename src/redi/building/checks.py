@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from redi.attachment import stock_call, stock_class
@@ -12,12 +12,21 @@ from redi.errors import InputError, PlanError, UnsupportedError, warn
 from redi.plan import Plan
 from redi.solvers import facts_for
 
-_TESTED = ("StableDiffusionPipeline",)
+_TESTED = (
+    "StableDiffusionPipeline",
+    "StableDiffusionXLPipeline",
+    "StableDiffusion3Pipeline",
+    "FluxPipeline",
+    "PixArtSigmaPipeline",
+    "SanaPipeline",
+    "WanPipeline",
+    "StableAudioPipeline",
+)
 """Pipelines that a base may be built with; the others wait for their tests."""
 
 
 def check_pipeline(pipe: Any) -> None:
-    """Refuse a pipeline that does not go from noise and a prompt to a picture under an admitted scheduler.
+    """Refuse a pipeline that does not go from noise and a prompt to a sample under an admitted scheduler.
 
     Raises:
         UnsupportedError: It starts from an image, takes no prompt or latents, or redi has not been tested with it or
@@ -29,8 +38,8 @@ def check_pipeline(pipe: Any) -> None:
     if "image" in parameters or not {"prompt", "latents", "num_inference_steps"} <= set(parameters):
         raise UnsupportedError(
             f"{type(pipe).__name__} to build with",
-            expected="a text-to-image pipeline (image-to-image and inpainting start inside the schedule)",
-            fix="StableDiffusionPipeline.from_pipe(pipe) shares its weights",
+            expected="a pipeline that starts from a prompt alone (image-to-image starts inside the schedule)",
+            fix="the text-to-image pipeline of the same model shares its weights: its from_pipe(pipe)",
         )
     if stock_class(pipe).__name__ not in _TESTED:
         raise UnsupportedError(
@@ -84,40 +93,63 @@ def checked_seeds(noises: int | Sequence[int], kind: str) -> tuple[int, ...]:
     return seeds
 
 
-def check_numbers(plan: Plan, guidance_scale: float, negative_prompt: str | None, **sizes: int) -> None:
+def check_numbers(plan: Plan, **sizes: int) -> None:
     """Refuse wrong types and sizes below 1.
 
     Raises:
         PlanError: ``plan`` is no plan.
-        InputError: Another argument is wrong.
+        InputError: A size is wrong.
     """
     if not isinstance(plan, Plan):
         raise PlanError(f"plan of type {type(plan).__name__}", expected="a redi.Plan")
-    if isinstance(guidance_scale, bool) or not isinstance(guidance_scale, int | float):
-        raise InputError(f"guidance_scale={guidance_scale!r}", expected="a number")
-    if not math.isfinite(guidance_scale):
-        raise InputError(f"guidance_scale={guidance_scale!r}", expected="a finite number")
-    if negative_prompt is not None and not isinstance(negative_prompt, str):
-        raise InputError(
-            f"negative_prompt of type {type(negative_prompt).__name__}", expected="one text for all prompts"
-        )
     for name, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise InputError(f"{name}={size!r}", expected="a whole number of at least 1")
 
 
-def warn_of_long_prompts(pipe: Any, prompts: Sequence[str]) -> None:
-    """Warn of prompts that the tokenizer cuts off, and name the first few."""
-    tokenizer = getattr(pipe, "tokenizer", None)
-    longest = getattr(tokenizer, "model_max_length", None)
-    if tokenizer is None or not isinstance(longest, int):
-        return
+def check_previews(pipe: Any) -> None:
+    """Refuse previews of what cannot be seen.
+
+    Raises:
+        InputError: The pipeline makes sound.
+    """
+    if "num_waveforms_per_prompt" in inspect.signature(stock_call(pipe)).parameters:
+        raise InputError(
+            f"previews of {stock_class(pipe).__name__}, which makes sound",
+            expected="a pipeline that makes pictures or video",
+            fix="leave previews out",
+        )
+
+
+def warn_of_long_prompts(pipe: Any, prompts: Sequence[str], call: Mapping[str, Any]) -> None:
+    """Warn of prompts that every text encoder of the pipeline cuts off, and name the first few.
+
+    Args:
+        pipe: The pipeline.
+        prompts: What it will read.
+        call: Arguments of its call; ``max_sequence_length`` bounds what is read, where there is one.
+    """
+    tokenizers = [part for name, part in pipe.components.items() if name.startswith("tokenizer") and part is not None]
+    limits = {id(each): _longest(pipe, each, call) for each in tokenizers}
     # A token stands for a byte or more, and two tokens mark start and end: most prompts need no tokenizing.
+    longest = max(limits.values(), default=math.inf)
     suspects = [prompt for prompt in dict.fromkeys(prompts) if len(prompt.encode()) + 2 > longest]
-    too_long = [prompt for prompt in suspects if len(tokenizer(prompt, verbose=False)["input_ids"]) > longest]
+    too_long = [
+        prompt
+        for prompt in suspects
+        if all(len(each(prompt, verbose=False)["input_ids"]) > limits[id(each)] for each in tokenizers)
+    ]
     if too_long:
         named = "; ".join(f"{prompt[:60]!r}" for prompt in too_long[:3]) + ("; ..." if len(too_long) > 3 else "")
         warn(
             f"the model will not read the end of {len(too_long)} of {len(set(prompts))} prompts, "
             f"which have more than its {longest} tokens: {named}"
         )
+
+
+def _longest(pipe: Any, tokenizer: Any, call: Mapping[str, Any]) -> float:
+    """Return how many tokens of a prompt are read."""
+    of_tokenizer = getattr(tokenizer, "model_max_length", math.inf)
+    parameter = inspect.signature(stock_call(pipe)).parameters.get("max_sequence_length")
+    of_call = parameter and (call.get("max_sequence_length") or parameter.default)
+    return min(of_tokenizer, of_call or math.inf)

@@ -19,13 +19,14 @@ def preview_path(kb: KnowledgeBase, entry: Entry) -> Path | None:
     return path if path.is_file() else None
 
 
-def save_preview(kb: KnowledgeBase, unit: int, slot: int, image: Any) -> None:
-    """Write a PIL image as the preview of an entry, whole or not at all.
+def save_preview(kb: KnowledgeBase, unit: int, slot: int, output: Any) -> None:
+    """Write a PIL image, or the middle one of a list of frames, as the preview of an entry, whole or not at all.
 
     Raises:
         KnowledgeBaseError: The disk is full or not writable.
     """
     path = _path(kb, entry_id(kb.manifest.kb_id, unit, slot))
+    image = output[len(output) // 2] if isinstance(output, list) else output
     small = image.convert("RGB")
     small.thumbnail((MAX_SIDE, MAX_SIDE))
     buffer = BytesIO()

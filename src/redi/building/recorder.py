@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -49,50 +48,43 @@ class Recorder:
         return dict(zip(self._steps, together, strict=True))
 
 
-@dataclass(frozen=True)
-class Call:
-    """How the pipeline is called, the same for every image; ``height`` and ``width`` in pixels."""
-
-    num_inference_steps: int
-    guidance_scale: float
-    negative_prompt: str | None
-    height: int
-    width: int
-
-    def arguments(self, prompts: Sequence[str]) -> dict[str, Any]:
-        """Return the keyword arguments for a batch; an empty negative prompt is left to the pipeline's default."""
-        negative = [self.negative_prompt] * len(prompts) if self.negative_prompt else None
-        return {**vars(self), "negative_prompt": negative, "prompt": list(prompts)}
-
-
 def record(
-    pipe: Any, call: Call, prompts: Sequence[str], noises: Tensor, steps: Sequence[int], *, stop: bool, images: bool
+    pipe: Any,
+    call: Mapping[str, Any],
+    prompts: Sequence[str],
+    noises: Tensor,
+    steps: Sequence[int],
+    *,
+    stop: bool,
+    outputs: bool,
 ) -> tuple[dict[int, Tensor], list[Any]]:
     """Run the stock pipeline once for a batch and return what it passed through (Algorithm 1).
 
     Args:
         pipe: The pipeline; an enabled one records its full trajectories all the same.
-        call: Arguments of the call.
+        call: Arguments of the call, the same for all.
         prompts: b prompts.
         noises: (b, *shape) unit noise, not scaled, in the pipeline's dtype.
         steps: Completed steps to keep.
         stop: Whether to stop after the last of ``steps``; otherwise the trajectory is finished.
-        images: Whether to decode the finished trajectories.
+        outputs: Whether to decode the finished trajectories.
 
     Returns:
-        Latents (b, *shape) by step, on the CPU in the pipeline's dtype; and b PIL images, or none.
+        Latents (b, *shape) by step, on the CPU in the pipeline's dtype; and b PIL images or lists of frames, or none.
     """
     recorder = Recorder(steps, stop=stop)
-    pictures: list[Any] = []
+    made: list[Any] = []
+    negative = {name: [text] * len(prompts) for name, text in call.items() if name.startswith("negative_prompt")}
     try:
         with quiet(pipe), run(pipe, recorder):
             result = stock_call(pipe)(
-                **call.arguments(prompts),
+                **{**call, **negative},
+                prompt=list(prompts),
                 latents=noises,
-                output_type="pil" if images else "latent",
+                output_type="pil" if outputs else "latent",
                 return_dict=False,
             )
-            pictures = list(result[0]) if images else []
+            made = list(result[0]) if outputs else []
     except StopTrajectory:
         pass
-    return recorder.recorded(), pictures
+    return recorder.recorded(), made

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -12,12 +12,20 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from redi.building.checks import check_numbers, check_pipeline, checked_prompts, checked_seeds, warn_of_long_prompts
+from redi.building.checks import (
+    check_numbers,
+    check_pipeline,
+    check_previews,
+    checked_prompts,
+    checked_seeds,
+    warn_of_long_prompts,
+)
 from redi.building.previews import save_preview
-from redi.building.recorder import Call, record
+from redi.building.recorder import record
 from redi.building.units import Unit, Work, digest_of
-from redi.errors import IncompatibleError, KnowledgeBaseError, warn
-from redi.identity import INFORMATION, compared, identity_of, latent_shape_of, library_versions
+from redi.calls import arguments_from, checked_arguments
+from redi.errors import IncompatibleError, KnowledgeBaseError, PlanError, warn
+from redi.identity import INFORMATION, compared, identity_of, library_versions
 from redi.knowledge_base import (
     EntryBatch,
     KnowledgeBase,
@@ -41,10 +49,6 @@ def build(
     plan: Plan,
     noises: int | Sequence[int] = 16,
     noise: str = "shared",
-    guidance_scale: float = 7.5,
-    negative_prompt: str = "",
-    height: int | None = None,
-    width: int | None = None,
     batch_size: int = 16,
     unit_size: int | None = None,
     stop_at_value: bool = True,
@@ -52,6 +56,7 @@ def build(
     model_id: str | None = None,
     revision: str | None = None,
     progress: bool = True,
+    **call: Any,
 ) -> KnowledgeBase:
     """Build a knowledge base, or go on with one: run each prompt once and keep key and values (Algorithm 1).
 
@@ -59,17 +64,13 @@ def build(
     build (Ctrl-C, kill, full disk) goes on when it is called again with the same arguments.
 
     Args:
-        pipe: A stock text-to-image pipeline, on any device and in any dtype.
+        pipe: A stock pipeline from text to pictures, video or sound, on any device and in any dtype.
         prompts: One entry is recorded for each, repeats included.
         path: Folder of the knowledge base; new, empty, or with the same build unfinished.
         plan: The steps to record.
         noises: How many noises the bank has (M; seeds 0 to M-1), or their seeds.
         noise: ``"shared"``: from the bank; ``"independent"``: entry i from its own noise of seed i, for study only,
             because such entries are too far apart to be retrieved.
-        guidance_scale: As for the pipeline.
-        negative_prompt: As for the pipeline, the same for all.
-        height: Pixels; by default the pipeline's.
-        width: Pixels; by default the pipeline's.
         batch_size: Prompts in one pipeline call.
         unit_size: Entries committed together; by default whole batches of at least 64 entries in all. A base that
             is continued keeps its own.
@@ -79,36 +80,41 @@ def build(
         model_id: Name of the model, for information; by default what the pipeline was loaded from.
         revision: Of the model, for information.
         progress: Whether to show entries done, rate and time left.
+        call: Arguments of every call of the pipeline, as it takes them, the same for all prompts: ``guidance_scale``,
+            ``negative_prompt``, ``height``, ``num_frames`` and so on. What is left out is the pipeline's default.
 
     Returns:
         The finished knowledge base. Entries whose latents are not finite are left out, and named in a warning.
 
     Raises:
-        InputError: Prompts, noises or sizes that cannot be used.
-        PlanError: ``plan`` is no plan.
+        InputError: Prompts, noises, sizes or arguments of the call that cannot be used.
+        PlanError: ``plan`` is no plan, or the call asks for another number of steps.
         UnsupportedError: The pipeline or its scheduler is not admitted.
         IncompatibleError: The folder holds a base that was built otherwise.
         KnowledgeBaseError: The folder holds something else, another builder works on it, or the disk is full.
     """
     prompts, seeds = checked_prompts(prompts), checked_seeds(noises, noise)
-    check_numbers(
-        plan, guidance_scale, negative_prompt, batch_size=batch_size, unit_size=1 if unit_size is None else unit_size
-    )
+    check_numbers(plan, batch_size=batch_size, unit_size=1 if unit_size is None else unit_size)
     unit_size = unit_size or batch_size * -(-_LEAST_UNIT // batch_size)
     check_pipeline(pipe)
+    if previews:
+        check_previews(pipe)
     digest = digest_of(prompts)
-    warn_of_long_prompts(pipe, prompts)
 
-    shape = latent_shape_of(pipe, height, width)
-    factor = int(getattr(pipe, "vae_scale_factor", 8))
-    call = Call(plan.num_inference_steps, guidance_scale, negative_prompt, shape[1] * factor, shape[2] * factor)
-    identity = identity_of(pipe, revision=revision, **vars(call))
+    arguments = {**checked_arguments(pipe, call), "num_inference_steps": plan.num_inference_steps}
+    if call.get("num_inference_steps") not in (None, plan.num_inference_steps):
+        raise PlanError(f"num_inference_steps={call['num_inference_steps']!r}", expected=f"the plan's, {plan}")
+    warn_of_long_prompts(pipe, prompts, arguments)
+    identity = identity_of(pipe, revision=revision, **arguments)
     identity[INFORMATION]["model"] = model_id or identity[INFORMATION]["model"]
     identity[INFORMATION]["prompts"] = {"count": len(prompts), "sha256": digest}
     identity[INFORMATION]["unit_size"] = unit_size
+    shape = tuple(identity["latents"]["shape"])
     manifest = Manifest(plan, identity, shape, {"kind": noise, "seeds": list(seeds)}, library_versions())
 
-    builder = _Builder(pipe, call, plan, batch_size, stop_at_value and not previews, previews, progress)
+    dtype = getattr(torch, identity["latents"]["dtype"])
+    arguments = arguments_from(pipe, identity["call"])
+    builder = _Builder(pipe, arguments, plan, batch_size, stop_at_value and not previews, previews, progress, dtype)
     kb = builder.open_or_create(Path(path), manifest)
     work = Work(prompts, seeds, kb.manifest.identity[INFORMATION]["unit_size"])
     with kb.lock():
@@ -124,12 +130,13 @@ class _Builder:
     """One call of :func:`build`, its arguments checked."""
 
     pipe: Any
-    call: Call
+    call: Mapping[str, Any]
     plan: Plan
     batch_size: int
     stop_at_value: bool
     previews: bool
     progress: bool
+    dtype: torch.dtype
 
     def open_or_create(self, folder: Path, manifest: Manifest) -> KnowledgeBase:
         """Return the base to go on with, or a new one."""
@@ -176,11 +183,11 @@ class _Builder:
         parts: list[dict[int, Tensor]] = []
         for batch in unit.batches(self.batch_size):
             noises = _noises_of(kb, unit, batch)
-            found, images = self._record(unit.prompts[batch], noises, steps, stop=self.stop_at_value)
+            found, outputs = self._record(unit.prompts[batch], noises, steps, stop=self.stop_at_value)
             finite = found[steps[-1]].flatten(1).isfinite().all(dim=1).tolist()
-            for slot, image in enumerate(images):
+            for slot, output in enumerate(outputs):
                 if finite[slot]:
-                    save_preview(kb, unit.number, batch.start + slot, image)
+                    save_preview(kb, unit.number, batch.start + slot, output)
             parts.append(found)
             bar.update(len(noises))
         latents = {step: torch.cat([part[step] for part in parts]) for step in steps}
@@ -191,8 +198,9 @@ class _Builder:
     def _record(
         self, prompts: Sequence[str], noises: Tensor, steps: Sequence[int], *, stop: bool
     ) -> tuple[dict[int, Tensor], list[Any]]:
-        noises = noises.to(self.pipe.unet.dtype)
-        return record(self.pipe, self.call, prompts, noises, steps, stop=stop, images=self.previews and not stop)
+        return record(
+            self.pipe, self.call, prompts, noises.to(self.dtype), steps, stop=stop, outputs=self.previews and not stop
+        )
 
 
 def _noises_of(kb: KnowledgeBase, unit: Unit, batch: slice) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -45,9 +45,20 @@ def build(
         ),
     ] = "shared",
     guidance: Annotated[
-        float | None, typer.Option(help="Guidance scale.  [default: 7.5; for the miniature its own]", metavar="X")
+        float | None,
+        typer.Option(help="Guidance scale.  [default: the pipeline's; for the miniature its own]", metavar="X"),
     ] = None,
-    negative_prompt: Annotated[str, typer.Option(help="The same for all prompts.", metavar="TEXT")] = "",
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="The same for all prompts.  [default: the pipeline's]", metavar="TEXT")
+    ] = None,
+    argument: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Another argument of every call of the pipeline, as JSON or text; may be given several times.",
+            metavar="NAME=VALUE",
+            callback=options.checked_arguments,
+        ),
+    ] = None,
     batch_size: options.BatchSize = 16,
     unit_size: Annotated[
         int | None,
@@ -83,6 +94,9 @@ def build(
     from redi.building import build as build_base
     from redi.pipelines import default_guidance, load_pipeline, model_name
 
+    named: dict[str, Any] = {"guidance_scale": default_guidance(model) if guidance is None else guidance}
+    named |= {} if negative_prompt is None else {"negative_prompt": negative_prompt}
+    call = {**named, **options.arguments(argument)}
     pipe = load_pipeline(model, scheduler=scheduler, dtype=dtype, device=device)
     base = build_base(
         pipe,
@@ -91,13 +105,12 @@ def build(
         plan=plan,
         noises=noises,
         noise=noise,
-        guidance_scale=default_guidance(model) if guidance is None else guidance,
-        negative_prompt=negative_prompt,
         batch_size=batch_size,
         unit_size=unit_size,
         stop_at_value=stop_at_value,
         previews=previews,
         model_id=model_name(model),
+        **call,
     )
     refused = len(base.refused())
     told = f", {refused} refused (see {out / 'refused.jsonl'})" if refused else ""

@@ -76,7 +76,7 @@ def _facts(base: KnowledgeBase) -> dict[str, Any]:
         "steps": plan.num_inference_steps,
         "key steps": _listed(plan.key_steps),
         "value steps": _listed(plan.value_steps),
-        "guidance": identity.get("guidance", {}),
+        "call": identity.get("call", {}),
         "noise": f"{manifest.noise['kind']}, {len(base.noise_bank)} in the bank",
         "latent": " x ".join(map(str, manifest.latent_shape)),
         "distance to the nearest other entry": {f"key step {step}": _distances(base, step) for step in plan.key_steps},

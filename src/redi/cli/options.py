@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -33,6 +34,26 @@ def limit(text: str | None) -> float | dict[int, float] | None:
     if len(found) != len(parts):
         raise typer.BadParameter(f"{text!r} names a value step twice")
     return found
+
+
+def arguments(given: list[str] | None) -> dict[str, Any]:
+    """Read arguments of a pipeline's call such as ``height=512`` or ``negative_prompt_2=fog``: JSON, or else text."""
+    found: dict[str, Any] = {}
+    for text in given or ():
+        name, equals, value = text.partition("=")
+        if not name.isidentifier() or not equals or name in found:
+            raise typer.BadParameter(f"{text!r} is not one argument of a pipeline's call such as height=512")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
+
+
+def checked_arguments(given: list[str] | None) -> list[str] | None:
+    """Refuse, as wrong usage, what :func:`arguments` cannot read."""
+    arguments(given)
+    return given
 
 
 def checked_limit(text: str | None) -> str | None:
