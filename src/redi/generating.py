@@ -1,4 +1,4 @@
-"""Owns generating many pictures: with a knowledge base, in full, and with a style; must not know how one is decided."""
+"""Owns generating many samples: with a knowledge base, in full, and with a style; must not know how one is decided."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from redi.attachment import quiet, stock_call
 from redi.building.checks import warn_of_long_prompts
 from redi.compatibility import call_arguments, check_pipeline, complete_call
 from redi.enabling import JumpOptions, open_base, prepare
-from redi.errors import InputError, NoiseError
+from redi.errors import InputError, NoiseError, UnsupportedError
 from redi.jumping import JumpPolicy, NoiseWatch
 from redi.knowledge_base import KnowledgeBase
 from redi.reporting import reported_call
@@ -27,12 +27,29 @@ Base = KnowledgeBase | str | PathLike[str]
 
 @dataclass(frozen=True)
 class Generation:
-    """One generated picture, what happened to it, and, if asked for, its run in full from the same noise."""
+    """One generated sample, what happened to it, and, if asked for, its run in full from the same noise.
 
-    image: Image
+    Attributes:
+        output: As the pipeline returns it: a picture, the frames of a video, or a waveform.
+        report: What happened to it.
+        full_output: The same in full, if it was asked for.
+        full_report: Of the run in full.
+    """
+
+    output: Any
     report: Report
-    full_image: Image | None = None
+    full_output: Any = None
     full_report: Report | None = None
+
+    @property
+    def image(self) -> Image:
+        """The picture, of a pipeline that makes pictures."""
+        return _picture(self.output)
+
+    @property
+    def full_image(self) -> Image | None:
+        """The picture in full, if it was asked for."""
+        return None if self.full_output is None else _picture(self.full_output)
 
 
 def generate(
@@ -47,7 +64,7 @@ def generate(
     progress: bool = True,
     **options: Unpack[JumpOptions],
 ) -> list[Generation]:
-    """Generate one picture per prompt by trajectory retrieval (Algorithm 2).
+    """Generate one sample (picture, video, sound) per prompt by trajectory retrieval (Algorithm 2).
 
     Args:
         pipe: A Diffusers pipeline, whether or not redi is enabled on it; left as it is.
@@ -187,7 +204,7 @@ def _generations(order: _Order, policy: Callable[[], NoiseWatch], compare: bool,
     return made
 
 
-def _batch(order: _Order, images: slice, policy: NoiseWatch) -> tuple[list[Image], list[Report]]:
+def _batch(order: _Order, images: slice, policy: NoiseWatch) -> tuple[list[Any], list[Report]]:
     """Make one pipeline call for some of the images."""
     prompts, noise_ids = order.prompts[images], order.noise_ids
     seeds = range(order.seed + images.start, order.seed + images.start + len(prompts))
@@ -201,4 +218,14 @@ def _batch(order: _Order, images: slice, policy: NoiseWatch) -> tuple[list[Image
         choose=None if noise_ids is None else lambda count: noise_ids[images],
         tail_prompts=order.tail_prompts[images] if order.tail_prompts else None,
     )
-    return list(output.images), reports
+    return list(output[0]), reports
+
+
+def _picture(output: Any) -> Image:
+    if not isinstance(output, Image):
+        raise UnsupportedError(
+            f"the picture of a {type(output).__name__}",
+            expected="a pipeline that makes pictures",
+            fix="output holds what this pipeline made; redi.samples.shown gives a video's middle frame",
+        )
+    return output

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from redi.errors import InputError
+from redi.samples import encoded, shown
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -33,8 +34,9 @@ def write_results(
     *,
     batch_size: int,
     settings: Mapping[str, Any],
+    sampling_rate: int | None = None,
 ) -> dict[str, Any]:
-    """Write every picture, the comparison if there are full runs, and last the report; return the report.
+    """Write every sample, the comparison if there are full runs to be seen, and last the report; return the report.
 
     Args:
         folder: Made if it is not there; files of the same names are replaced.
@@ -42,6 +44,7 @@ def write_results(
         generations: In the order of the prompts.
         batch_size: Pictures per pipeline call, for the milliseconds of one picture.
         settings: What was asked for, for the report.
+        sampling_rate: Of sound.
 
     Raises:
         InputError: The folder cannot be written.
@@ -50,20 +53,22 @@ def write_results(
     records, columns = [], []
     for place, each in enumerate(generations):
         name = f"{place:03d}-{_slug(each.report.prompt)}"
+        ending, content = encoded(each.output, sampling_rate)
         record = {
-            "file": f"{name}.png",
+            "file": f"{name}{ending}",
             **each.report.to_dict(),
             "milliseconds": per_picture(_total(each.report), count, place, batch_size),
         }
-        write_picture(folder / record["file"], each.image)
-        if each.full_image is not None and each.full_report is not None:
+        write_file(folder / record["file"], content)
+        if each.full_output is not None and each.full_report is not None:
+            ending, content = encoded(each.full_output, sampling_rate)
             record["full"] = {
-                "file": f"{name}-full.png",
+                "file": f"{name}-full{ending}",
                 "calls": each.full_report.calls,
                 "milliseconds": per_picture(_total(each.full_report), count, place, batch_size),
             }
-            write_picture(folder / record["full"]["file"], each.full_image)
-            columns.append(_column(each, each.full_image, record))
+            write_file(folder / record["full"]["file"], content)
+            columns += _columns(each, record)
         records.append(record)
     if columns:
         from redi.comparison import page
@@ -143,9 +148,11 @@ def _total(report: Report) -> float:
     return report.network_ms + report.retrieval_ms + report.rest_ms
 
 
-def _column(each: Generation, full_image: Image, record: Mapping[str, Any]) -> Column:
+def _columns(each: Generation, record: Mapping[str, Any]) -> list[Column]:
+    """Return what the comparison shows of a sample; nothing of sound."""
     from redi.comparison import Column
 
+    pictures = [picture for output in (each.full_output, each.output) if (picture := shown(output)) is not None]
     report = each.report
     nearest = f", nearest at {report.neighbors[0].distance:.3g}" if report.neighbors else ""
     decided = nearest if report.jumped else ", abstained"
@@ -153,7 +160,7 @@ def _column(each: Generation, full_image: Image, record: Mapping[str, Any]) -> C
         f"{record['full']['calls']} calls, {record['full']['milliseconds']:.0f} ms",
         f"{report.calls} calls, {record['milliseconds']:.0f} ms{decided}",
     )
-    return Column(report.prompt, (full_image, each.image), notes)
+    return [Column(report.prompt, tuple(pictures), notes)] if pictures else []
 
 
 def _plain(value: Any) -> Any:

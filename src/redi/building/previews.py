@@ -9,6 +9,7 @@ from typing import Any
 from redi.knowledge_base import Entry, KnowledgeBase
 from redi.knowledge_base.durable import replace_file, writing
 from redi.knowledge_base.rows import entry_id
+from redi.samples import shown
 
 MAX_SIDE = 128
 
@@ -20,14 +21,16 @@ def preview_path(kb: KnowledgeBase, entry: Entry) -> Path | None:
 
 
 def save_preview(kb: KnowledgeBase, unit: int, slot: int, output: Any) -> None:
-    """Write a PIL image, or the middle one of a list of frames, as the preview of an entry, whole or not at all.
+    """Write what can be seen of a picture or a video as the preview of an entry, whole or not at all.
 
     Raises:
         KnowledgeBaseError: The disk is full or not writable.
     """
     path = _path(kb, entry_id(kb.manifest.kb_id, unit, slot))
-    image = output[len(output) // 2] if isinstance(output, list) else output
-    small = image.convert("RGB")
+    picture = shown(output)
+    if picture is None:
+        return
+    small = picture.convert("RGB")
     small.thumbnail((MAX_SIDE, MAX_SIDE))
     buffer = BytesIO()
     small.save(buffer, "WEBP", quality=90)

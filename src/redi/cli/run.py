@@ -36,15 +36,18 @@ def run_and_write(
     from redi.pipelines import pipeline_for
     from redi.results import COMPARISON, REPORT, write_results
     from redi.retrieval import format_reports
+    from redi.samples import shown
 
     base = open_base(kb)
     pipe = pipeline_for(base, model=model, device=device)
     common: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "compare": compare, **rule}
     made = generate(pipe, base, texts, **common) if style is None else stylize(pipe, base, texts, style, **common)
     settings = {"command": command, **({} if style is None else {"style": style}), **common}
-    write_results(out, base, made, batch_size=batch_size, settings=settings)
+    rate = getattr(getattr(getattr(pipe, "vae", None), "config", None), "sampling_rate", None)
+    write_results(out, base, made, batch_size=batch_size, settings=settings, sampling_rate=rate)
+    compared = compare and shown(made[0].output) is not None
     typer.echo(format_reports([each.report for each in made]))
-    typer.echo(f"{len(made)} pictures and {REPORT} are in {out}" + (f", compared in {COMPARISON}" if compare else ""))
+    typer.echo(f"{len(made)} pictures and {REPORT} are in {out}" + (f", compared in {COMPARISON}" if compared else ""))
 
 
 def _prompts(given: list[str] | None, file: Path | None) -> list[str]:
