@@ -1,0 +1,442 @@
+"""Builds tiny instances of the real, unmodified Diffusers pipelines, with random weights and no network.
+
+``TEXT_TO_ANYTHING[name].build()`` is a pipeline with the same weights every time; ``.call`` are the arguments of every
+call of it that make it small (8x8 latents or so).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderDC,
+    AutoencoderKL,
+    AutoencoderKLWan,
+    AutoencoderOobleck,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    PixArtSigmaPipeline,
+    PixArtTransformer2DModel,
+    SanaPipeline,
+    SanaTransformer2DModel,
+    SD3Transformer2DModel,
+    StableAudioDiTModel,
+    StableAudioPipeline,
+    StableAudioProjectionModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+    UniPCMultistepScheduler,
+    WanPipeline,
+    WanTransformer3DModel,
+)
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    Gemma2Config,
+    Gemma2Model,
+    GemmaTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+    UMT5Config,
+    UMT5EncoderModel,
+)
+
+from tiny import SD_SCHEDULE
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+TOKENS = 24
+"""What every tokenizer keeps of a prompt."""
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A pipeline to be built, and what tests must know of it.
+
+    Args:
+        make: Builds it, with random weights from torch's global generator.
+        shape: Of one latent as its scheduler steps it.
+        call: Arguments of every call.
+        guided: Arguments that switch classifier-free guidance on.
+        unguided: Arguments that switch it off.
+        several: Name of its argument for several samples of one prompt.
+        output: Name of the samples in what it returns.
+        output_types: What its ``output_type`` may be, decoded ones; "latent" goes for all.
+    """
+
+    make: Callable[[], Any]
+    shape: tuple[int, ...] = (4, 8, 8)
+    call: Mapping[str, Any] = field(default_factory=dict)
+    guided: Mapping[str, Any] = field(default_factory=lambda: {"guidance_scale": 5.0, "negative_prompt": "ugly"})
+    unguided: Mapping[str, Any] = field(default_factory=lambda: {"guidance_scale": 1.0})
+    several: str = "num_images_per_prompt"
+    output: str = "images"
+    output_types: tuple[str, ...] = ("pil", "np", "pt")
+
+    def build(self, dtype: torch.dtype = torch.float32) -> Any:
+        """Return the pipeline, on the CPU, its progress bar hidden; the global random state stays as it was."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            pipe = self.make()
+        for part in pipe.components.values():
+            if isinstance(part, torch.nn.Module):
+                part.eval()
+        pipe.set_progress_bar_config(disable=True)
+        return pipe if dtype == torch.float32 else pipe.to(dtype)
+
+
+def clip_tokenizer() -> CLIPTokenizer:
+    """Return a CLIP tokenizer of single letters."""
+    symbols = [*LETTERS, *(f"{letter}</w>" for letter in LETTERS), "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {symbol: place for place, symbol in enumerate(symbols)}
+    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=TOKENS)
+
+
+def t5_tokenizer() -> T5Tokenizer:
+    """Return a T5 tokenizer of single letters."""
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *((letter, -3.0) for letter in LETTERS)]
+    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=TOKENS)
+
+
+def gemma_tokenizer() -> GemmaTokenizer:
+    """Return a Gemma tokenizer of single letters."""
+    symbols = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *LETTERS]
+    vocabulary = {symbol: place for place, symbol in enumerate(symbols)}
+    return GemmaTokenizer(vocab=vocabulary, merges=[], model_max_length=TOKENS)
+
+
+def clip(kind: type = CLIPTextModel, width: int = 16) -> Any:
+    """Return a text encoder for :func:`clip_tokenizer`."""
+    tokenizer = clip_tokenizer()
+    return kind(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=32,
+            projection_dim=width,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=TOKENS,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def t5(kind: type = T5EncoderModel, config: type = T5Config, width: int = 32) -> Any:
+    """Return a text encoder for :func:`t5_tokenizer`."""
+    shape = {"d_model": width, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "vocab_size": 32}
+    return kind(config(**shape, feed_forward_proj="gated-gelu", is_encoder_decoder=False))
+
+
+def unet(in_channels: int = 4, **settings: Any) -> UNet2DConditionModel:
+    """Return a U-Net of two levels, one with attention."""
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=in_channels,
+        out_channels=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        attention_head_dim=8,
+        norm_num_groups=4,
+        **{"cross_attention_dim": 16, **settings},
+    )
+
+
+def vae(**settings: Any) -> AutoencoderKL:
+    """Return an autoencoder of two pixels a latent and side."""
+    return AutoencoderKL(
+        latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        sample_size=16,
+        **settings,
+    )
+
+
+def sd_parts() -> dict[str, Any]:
+    """Return the components of Stable Diffusion, without safety checker."""
+    return {
+        "vae": vae(),
+        "text_encoder": clip(),
+        "tokenizer": clip_tokenizer(),
+        "unet": unet(),
+        "scheduler": DDIMScheduler(**SD_SCHEDULE, clip_sample=False, set_alpha_to_one=False, steps_offset=1),
+        "safety_checker": None,
+        "feature_extractor": None,
+    }
+
+
+def sdxl_parts() -> dict[str, Any]:
+    """Return the components of Stable Diffusion XL."""
+    added = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8}
+    return {
+        "vae": vae(),
+        "text_encoder": clip(),
+        "tokenizer": clip_tokenizer(),
+        "text_encoder_2": clip(CLIPTextModelWithProjection),
+        "tokenizer_2": clip_tokenizer(),
+        "unet": unet(cross_attention_dim=32, projection_class_embeddings_input_dim=6 * 8 + 16, **added),
+        "scheduler": EulerDiscreteScheduler(**SD_SCHEDULE, timestep_spacing="leading", steps_offset=1),
+    }
+
+
+def stable_diffusion() -> StableDiffusionPipeline:
+    """SD 1.5's shape."""
+    return StableDiffusionPipeline(**sd_parts(), requires_safety_checker=False)
+
+
+def stable_diffusion_xl() -> StableDiffusionXLPipeline:
+    """SDXL's shape."""
+    return StableDiffusionXLPipeline(**sdxl_parts())
+
+
+def stable_diffusion_3() -> StableDiffusion3Pipeline:
+    """SD 3's shape: three text encoders, flow matching."""
+    return StableDiffusion3Pipeline(
+        transformer=SD3Transformer2DModel(
+            sample_size=8,
+            patch_size=2,
+            in_channels=4,
+            out_channels=4,
+            num_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            caption_projection_dim=16,
+            pooled_projection_dim=32,
+            pos_embed_max_size=8,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae(shift_factor=0.1, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=clip(CLIPTextModelWithProjection),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=clip(CLIPTextModelWithProjection),
+        tokenizer_2=clip_tokenizer(),
+        text_encoder_3=t5(),
+        tokenizer_3=t5_tokenizer(),
+    )
+
+
+def flux() -> FluxPipeline:
+    """Flux's shape: packed latents, a schedule shifted by the size."""
+    return FluxPipeline(
+        transformer=FluxTransformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            pooled_projection_dim=16,
+            guidance_embeds=True,
+            axes_dims_rope=(4, 4, 8),
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=vae(shift_factor=0.1),
+        text_encoder=clip(),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=t5(),
+        tokenizer_2=t5_tokenizer(),
+    )
+
+
+def pixart_sigma() -> PixArtSigmaPipeline:
+    """PixArt-Sigma's shape: variance learned, no step callback."""
+    return PixArtSigmaPipeline(
+        transformer=PixArtTransformer2DModel(
+            sample_size=8,
+            in_channels=4,
+            out_channels=8,
+            num_layers=1,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            cross_attention_dim=16,
+            caption_channels=32,
+            norm_elementwise_affine=False,
+            use_additional_conditions=False,
+        ),
+        scheduler=DPMSolverMultistepScheduler(solver_order=2),
+        vae=vae(),
+        text_encoder=t5(),
+        tokenizer=t5_tokenizer(),
+    )
+
+
+def sana() -> SanaPipeline:
+    """Sana's shape: a deep-compression autoencoder, flow by DPM-Solver++."""
+    blocks = {
+        "layers_per_block": (1, 1),
+        "block_out_channels": (8, 8),
+        "qkv_multiscales": ((), ()),
+        "block_types": "ResBlock",
+    }
+    tokenizer = gemma_tokenizer()
+    return SanaPipeline(
+        transformer=SanaTransformer2DModel(
+            in_channels=4,
+            out_channels=4,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            num_layers=1,
+            num_cross_attention_heads=2,
+            cross_attention_head_dim=8,
+            cross_attention_dim=16,
+            caption_channels=16,
+            sample_size=8,
+        ),
+        scheduler=DPMSolverMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, solver_order=2
+        ),
+        vae=AutoencoderDC(
+            latent_channels=4,
+            attention_head_dim=2,
+            **{f"{half}_{name}": value for half in ("encoder", "decoder") for name, value in blocks.items()},
+            scaling_factor=0.41407,
+        ),
+        text_encoder=Gemma2Model(
+            Gemma2Config(
+                vocab_size=len(tokenizer),
+                hidden_size=16,
+                intermediate_size=32,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                num_key_value_heads=2,
+                head_dim=8,
+                pad_token_id=tokenizer.pad_token_id,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+            )
+        ),
+        tokenizer=tokenizer,
+    )
+
+
+def wan_transformer() -> WanTransformer3DModel:
+    """Return one expert."""
+    return WanTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        text_dim=32,
+        freq_dim=16,
+        ffn_dim=32,
+        num_layers=1,
+        rope_max_seq_len=32,
+    )
+
+
+def wan(**experts: Any) -> WanPipeline:
+    """Wan 2.1's shape: video, two network calls a step, latents that are not scaled."""
+    return WanPipeline(
+        transformer=wan_transformer(),
+        scheduler=UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, num_train_timesteps=1000
+        ),
+        vae=AutoencoderKLWan(
+            base_dim=3,
+            z_dim=4,
+            dim_mult=[1, 1, 1, 1],
+            num_res_blocks=1,
+            temperal_downsample=[False, True, True],
+            latents_mean=[0.1, -0.2, 0.3, 0.0],
+            latents_std=[1.5, 2.0, 2.5, 1.0],
+        ),
+        text_encoder=t5(UMT5EncoderModel, UMT5Config),
+        tokenizer=t5_tokenizer(),
+        **experts,
+    )
+
+
+def wan_of_two_experts() -> WanPipeline:
+    """Wan 2.2's shape: another network from the boundary on."""
+    return wan(transformer_2=wan_transformer(), boundary_ratio=0.8)
+
+
+def stable_audio() -> StableAudioPipeline:
+    """Stable Audio's shape: waveforms, a legacy callback."""
+    return StableAudioPipeline(
+        transformer=StableAudioDiTModel(
+            sample_size=8,
+            in_channels=4,
+            out_channels=4,
+            num_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            num_key_value_attention_heads=2,
+            cross_attention_dim=16,
+            time_proj_dim=8,
+            global_states_input_dim=32,
+            cross_attention_input_dim=16,
+        ),
+        scheduler=DPMSolverMultistepScheduler(solver_order=2, prediction_type="v_prediction"),
+        vae=AutoencoderOobleck(
+            encoder_hidden_size=4,
+            downsampling_ratios=[1, 2],
+            channel_multiples=[1, 2],
+            decoder_channels=4,
+            decoder_input_channels=4,
+            audio_channels=2,
+            sampling_rate=4,
+        ),
+        text_encoder=t5(width=32),
+        tokenizer=t5_tokenizer(),
+        projection_model=StableAudioProjectionModel(
+            text_encoder_dim=32, conditioning_dim=16, min_value=0, max_value=32
+        ),
+    )
+
+
+SQUARE = {"height": 16, "width": 16}
+VIDEO = {"height": 32, "width": 32, "num_frames": 5, "max_sequence_length": TOKENS}
+
+TEXT_TO_ANYTHING: Mapping[str, Tiny] = {
+    "StableDiffusion": Tiny(stable_diffusion),
+    "StableDiffusionXL": Tiny(stable_diffusion_xl),
+    "StableDiffusion3": Tiny(stable_diffusion_3, call={"max_sequence_length": TOKENS}),
+    "Flux": Tiny(
+        flux,
+        (16, 16),
+        {**SQUARE, "max_sequence_length": TOKENS},
+        guided={"true_cfg_scale": 4.0, "negative_prompt": "ugly"},
+        unguided={},
+    ),
+    "PixArt-Sigma": Tiny(
+        pixart_sigma,
+        call={"use_resolution_binning": False, "clean_caption": False, "max_sequence_length": TOKENS},
+    ),
+    "Sana": Tiny(
+        sana,
+        (4, 16, 16),
+        {
+            "height": 32,
+            "width": 32,
+            "use_resolution_binning": False,
+            "complex_human_instruction": [],
+            "max_sequence_length": TOKENS,
+        },
+    ),
+    "Wan": Tiny(wan, (4, 2, 4, 4), VIDEO, several="num_videos_per_prompt", output="frames"),
+    "Wan, two experts": Tiny(wan_of_two_experts, (4, 2, 4, 4), VIDEO, several="num_videos_per_prompt", output="frames"),
+    "StableAudio": Tiny(
+        stable_audio, (4, 8), several="num_waveforms_per_prompt", output="audios", output_types=("np", "pt")
+    ),
+}
