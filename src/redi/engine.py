@@ -25,6 +25,7 @@ from redi.networks import Networks, RunStatistics
 from redi.patching import patched
 from redi.rows import put_rows
 from redi.solvers import SolverFacts, facts_for, twin
+from redi.solvers.admitted import refuse_noise, warn_of_noise
 
 __all__ = ["Jump", "Policy", "RunStatistics", "StopTrajectory", "run"]
 
@@ -58,7 +59,9 @@ class StopTrajectory(Exception):
 
 
 @contextmanager
-def run(pipe: Any, policy: Policy, *, tail_conditioning: Conditioning | None = None) -> Iterator[RunStatistics]:
+def run(
+    pipe: Any, policy: Policy, *, tail_conditioning: Conditioning | None = None, allow_stochastic: bool = False
+) -> Iterator[RunStatistics]:
     """Run the pipeline calls inside the block under ``policy`` (Algorithm 2; sections 4.1 and 4.2).
 
     Args:
@@ -66,6 +69,7 @@ def run(pipe: Any, policy: Policy, *, tail_conditioning: Conditioning | None = N
             afterwards, also after an exception, they are as before.
         policy: Watches the trajectories and decides where they jump.
         tail_conditioning: Sent to the networks instead of the pipeline's own after the key step (section 4.3).
+        allow_stochastic: Run samplers that add noise, with a warning, instead of refusing them.
 
     Yields:
         The run's statistics, complete once the block has ended.
@@ -78,7 +82,8 @@ def run(pipe: Any, policy: Policy, *, tail_conditioning: Conditioning | None = N
     """
     statistics = RunStatistics()
     networks = Networks(pipe, statistics, tail_conditioning)
-    loop = _Loop(pipe.scheduler, facts_for(pipe.scheduler), policy, networks, statistics)
+    facts = facts_for(pipe.scheduler, allow_stochastic=allow_stochastic)
+    loop = _Loop(pipe.scheduler, facts, policy, networks, statistics, allow_stochastic)
     with ExitStack() as cleanup:
         cleanup.callback(lambda: setattr(statistics, "network_seconds", networks.seconds()))
         cleanup.callback(networks.close)
@@ -96,9 +101,16 @@ class _Loop:
     """One denoising loop of the pipeline, seen from ``scheduler.step``."""
 
     def __init__(
-        self, scheduler: Any, facts: SolverFacts, policy: Policy, networks: Networks, statistics: RunStatistics
+        self,
+        scheduler: Any,
+        facts: SolverFacts,
+        policy: Policy,
+        networks: Networks,
+        statistics: RunStatistics,
+        allow_stochastic: bool,
     ) -> None:
         self.scheduler, self.facts, self.policy = scheduler, facts, policy
+        self.allow_stochastic = allow_stochastic
         self.networks, self.statistics = networks, statistics
         self.signature = inspect.signature(scheduler.step)
         self.running = False
@@ -129,7 +141,8 @@ class _Loop:
         output = self._step_lanes(arguments) if self.lanes else plain_step(*args, **kwargs)
         self.calls_done += 1
 
-        completed = self.facts.completed_steps(self.calls_done)
+        steps = self.scheduler.num_inference_steps
+        completed = steps if self.calls_done == self.total_calls else self.facts.completed_steps(self.calls_done)
         if completed is not None and not ghost_step:
             self._ask(self.policy.on_step, completed, _latents_of(output))
         if completed is not None and completed == self.policy.key_step:
@@ -160,7 +173,10 @@ class _Loop:
         Image-to-image and inpainting begin inside the schedule, at a slice of its timesteps. Their steps are counted
         on the whole schedule, so that indices mean what they mean from pure noise.
         """
-        self.facts.refuse_noise(arguments)
+        noise = self.facts.noise_of(self.scheduler) or self.facts.noise_in(arguments)
+        if noise:
+            what = f"{type(self.scheduler).__name__} with {noise}"
+            warn_of_noise(what) if self.allow_stochastic else refuse_noise(what)
         timesteps = self.scheduler.timesteps
         self.total_calls = self.facts.total_calls(self.scheduler.num_inference_steps)
         start = torch.as_tensor(arguments["timestep"]).flatten()[0]
@@ -192,6 +208,7 @@ class _Loop:
         for lane in self.lanes:
             if lane.wakes_at <= self.calls_done:
                 output = put_rows(output, lane.step(self.facts, arguments, self.batch), lane.images, self.batch)
+                self.facts.follow(self.scheduler, lane.scheduler)
         if hasattr(self.scheduler, "_step_index"):
             self.scheduler._step_index = self.calls_done + 1
         return output

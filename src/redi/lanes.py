@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from redi.rows import take_rows
-from redi.solvers import SolverFacts, twin
+from redi.solvers import Restart, SolverFacts, twin
 
 
 @dataclass
@@ -24,13 +24,13 @@ class Lane:
         images: Their places in the batch, sorted.
         scheduler: Their own scheduler, stepped by nobody else.
         wakes_at: The call index from which on they are evaluated.
-        made_jump: Whether their next step is the first one after a jump.
+        restart: How their solver goes on after a jump; None if they have not jumped.
     """
 
     images: Sequence[int]
     scheduler: Any
     wakes_at: int
-    made_jump: bool
+    restart: Restart | None
 
     @classmethod
     def going_on(cls, images: Sequence[int], scheduler: Any, latents: Tensor) -> Lane:
@@ -38,21 +38,19 @@ class Lane:
         own = twin(scheduler)
         for name, value in vars(own).items():
             vars(own)[name] = _rows_of_history(value, images, latents)
-        return cls(images, own, wakes_at=0, made_jump=False)
+        return cls(images, own, wakes_at=0, restart=None)
 
     @classmethod
     def jumping(cls, images: Sequence[int], pristine: Any, facts: SolverFacts, value_step: int) -> Lane:
         """Let these images sleep until ``value_step`` and restart there; ``pristine`` has not made a step."""
         own = twin(pristine)
-        facts.restart(own, value_step)
-        return cls(images, own, wakes_at=facts.call_index(value_step), made_jump=True)
+        restart = facts.restart(own, value_step)
+        return cls(images, own, wakes_at=restart.call_index, restart=restart)
 
     def step(self, facts: SolverFacts, arguments: Mapping[str, Any], batch: int) -> Any:
         """Step these images; ``arguments`` are those of the whole batch, the output has the lane's rows."""
         own = {name: take_rows(value, self.images, batch) for name, value in arguments.items()}
-        output = facts.step(self.scheduler, own, made_jump=self.made_jump)
-        self.made_jump = False
-        return output
+        return facts.step(self.scheduler, own, self.restart)
 
 
 def _rows_of_history(value: Any, images: Sequence[int], latents: Tensor) -> Any:
