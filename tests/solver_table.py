@@ -6,9 +6,9 @@ Must not know pytest: the tests compare what this module measures with its bars,
 from __future__ import annotations
 
 import functools
-import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 import closed_form
 from closed_form import distance
 from redi.engine import Jump, run
-from redi.solvers import facts_for
+from redi.solvers import MultistepFacts, facts_for
 from solver_cases import CASES, Case
 from tiny import Watcher, noise
 
@@ -82,6 +82,17 @@ def jumped(
 ) -> tuple[Tensor, int]:
     """Return the latents of a run in which every image jumps to these values, and its calls."""
     watcher = Watcher(case.key_step, lambda latents: [Jump(value_step, value) for value in values])
-    with run(pipe, watcher) as statistics, no_retakes(not retakes):
+    with run(pipe, watcher) as statistics, nullcontext() if retakes else euler_steps():
         latents = pipe(means, X_T, case.steps)
     return latents, statistics.calls[0]
+
+
+@contextmanager
+def euler_steps() -> Iterator[None]:
+    """Leave the first step after a jump as it is, to see what taking it again brings."""
+    retaken = MultistepFacts._retaken
+    MultistepFacts._retaken = lambda self, scheduler, arguments, restart, first: arguments
+    try:
+        yield
+    finally:
+        MultistepFacts._retaken = retaken

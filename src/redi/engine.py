@@ -24,7 +24,7 @@ from redi.lanes import Lane
 from redi.networks import Networks, RunStatistics
 from redi.patching import patched
 from redi.rows import put_rows
-from redi.solvers import SolverFacts, facts_for, twin
+from redi.solvers import SolverFacts, facts_for, latents_of, twin
 from redi.solvers.admitted import refuse_noise, warn_of_noise
 
 __all__ = ["Jump", "Policy", "RunStatistics", "StopTrajectory", "run"]
@@ -144,9 +144,9 @@ class _Loop:
         steps = self.scheduler.num_inference_steps
         completed = steps if self.calls_done == self.total_calls else self.facts.completed_steps(self.calls_done)
         if completed is not None and not ghost_step:
-            self._ask(self.policy.on_step, completed, _latents_of(output))
+            self._ask(self.policy.on_step, completed, latents_of(output))
         if completed is not None and completed == self.policy.key_step:
-            output = _with_latents(output, self._jump(_latents_of(output)))
+            output = _with_latents(output, self._jump(latents_of(output)))
         self.output = output
 
         self.networks.next_step(self._awake())
@@ -273,15 +273,9 @@ class _Loop:
         self.lanes, self.output, self.pristine = [], None, None
 
 
-def _latents_of(output: Any) -> Tensor:
-    """Return the latents of what ``scheduler.step`` returned, a tuple or an output object."""
-    latents: Tensor = output[0] if isinstance(output, tuple) else output.prev_sample
-    return latents
-
-
 def _with_latents(output: Any, latents: Tensor) -> Any:
     """Return the same output with other latents."""
-    if _latents_of(output) is latents:
+    if latents_of(output) is latents:
         return output
     if isinstance(output, tuple):
         return (latents, *output[1:])

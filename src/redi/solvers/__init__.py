@@ -4,7 +4,7 @@
 """
 
 from redi.solvers.admitted import facts_for
-from redi.solvers.facts import MultistepFacts, Restart, SolverFacts, TwoCallFacts, twin
+from redi.solvers.facts import MultistepFacts, Restart, SolverFacts, TwoCallFacts, latents_of, twin
 from redi.solvers.registering import register
 
-__all__ = ["MultistepFacts", "Restart", "SolverFacts", "TwoCallFacts", "facts_for", "register", "twin"]
+__all__ = ["MultistepFacts", "Restart", "SolverFacts", "TwoCallFacts", "facts_for", "latents_of", "register", "twin"]

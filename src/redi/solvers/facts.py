@@ -18,6 +18,21 @@ from redi.solvers.retaking import Reading, edm_reading, reading, retake, reworde
 Settings = Mapping[str, tuple[Any, ...] | None]
 
 
+@dataclass(frozen=True)
+class FirstCall:
+    """What the first call after a jump was given, and what it came to; kept until the second.
+
+    Args:
+        latents: x_v (b, ...).
+        data: The prediction of x_0 there, float32.
+        came_to: The latents that the call returned.
+    """
+
+    latents: Tensor
+    data: Tensor
+    came_to: Tensor
+
+
 @dataclass
 class Restart:
     """A solver's way from a jump on.
@@ -25,13 +40,14 @@ class Restart:
     Args:
         call_index: Calls that are done at the jump.
         retakes: Whether the first step is taken again with the second call's answer.
+        calls: Calls that have been made since.
+        first: The first of them, until the second.
     """
 
     call_index: int
     retakes: bool
     calls: int = 0
-    latents: Tensor | None = None
-    data: Tensor | None = None
+    first: FirstCall | None = None
 
 
 @dataclass(frozen=True)
@@ -144,26 +160,35 @@ class MultistepFacts(SolverFacts):
         if restart is None:
             return scheduler.step(**arguments)
         restart.calls += 1
-        if restart.retakes and restart.calls <= 2:
-            arguments = self._retaken(scheduler, arguments, restart)
-        return self._step(scheduler, arguments, restart)
+        if restart.first is not None:
+            arguments, restart.first = self._retaken(scheduler, arguments, restart, restart.first), None
+        output = self._step(scheduler, arguments, restart)
+        if restart.retakes and restart.calls == 1:
+            latents = arguments["sample"]
+            data = self.reading(scheduler, restart.call_index).data(latents, arguments["model_output"])
+            restart.first = FirstCall(latents, data, latents_of(output))
+        return output
 
     def _step(self, scheduler: Any, arguments: Mapping[str, Any], restart: Restart) -> Any:
         """Make one of the calls after a jump."""
         return scheduler.step(**arguments)
 
-    def _retaken(self, scheduler: Any, arguments: Mapping[str, Any], restart: Restart) -> Mapping[str, Any]:
-        """Keep the first call after a jump; at the second, put what the first step should have come to in its place."""
+    def _retaken(
+        self, scheduler: Any, arguments: Mapping[str, Any], restart: Restart, first: FirstCall
+    ) -> Mapping[str, Any]:
+        """Put what the first step should have come to in the place of what it came to.
+
+        Pipelines and callbacks that edit latents between steps (inpainting's mask) keep their edit.
+        """
         latents, answer = arguments["sample"], arguments["model_output"]
-        here = self.reading(scheduler, restart.call_index + restart.calls - 1)
-        data = here.data(latents, answer)
-        if restart.latents is None or restart.data is None:
-            restart.latents, restart.data = latents, data
-            return arguments
-        before = self.reading(scheduler, restart.call_index)
-        better = retake(before, restart.latents, restart.data, here, data).to(latents.dtype)
-        restart.latents = restart.data = None
-        return {**arguments, "sample": better, "model_output": reworded(answer, here, better - latents)}
+        before, here = (self.reading(scheduler, restart.call_index + calls) for calls in (0, 1))
+        better = retake(before, first.latents, first.data, here, here.data(latents, answer))
+        change = better - first.came_to.float()
+        return {
+            **arguments,
+            "sample": (latents.float() + change).to(latents.dtype),
+            "model_output": reworded(answer, here, change),
+        }
 
     def reading(self, scheduler: Any, call_index: int) -> Reading:
         """Return how the network's answer to a call (from 0) is read."""
@@ -252,6 +277,12 @@ class SAFacts(MultistepFacts):
     def noise_of(self, scheduler: Any) -> str | None:
         times = range(scheduler.config.num_train_timesteps)
         return "a tau_func that is not zero" if any(scheduler.tau_func(time) for time in times) else None
+
+
+def latents_of(output: Any) -> Tensor:
+    """Return the latents of what ``scheduler.step`` returned, a tuple or an output object."""
+    latents: Tensor = output[0] if isinstance(output, tuple) else output.prev_sample
+    return latents
 
 
 def twin(scheduler: Any) -> Any:
