@@ -28,13 +28,14 @@ def no_noise(timestep: int) -> int:
 
 @dataclass(frozen=True)
 class Case:
-    """One solver with one set of settings, its schedule, and where it jumps."""
+    """One solver with one set of settings, its schedule, and where it jumps; ``misses`` says that it misses the bar."""
 
     kind: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     steps: int = 20
     key_step: int = 5
-    value_steps: tuple[int, int] = (8, 14)
+    value_steps: tuple[int, ...] = (8, 10, 13, 15)
+    misses: bool = False
 
     def scheduler(self) -> Any:
         """Return a fresh scheduler with Stable Diffusion's noise schedule, where it has one to set."""
@@ -69,25 +70,19 @@ def _predict(kind: str) -> Mapping[str, Any]:
     return {"prediction_type": kind}
 
 
+def _spaced(kind: str) -> Mapping[str, Any]:
+    return {"timestep_spacing": kind, **({"steps_offset": 1} if kind == "leading" else {})}
+
+
 V, DATA = _predict("v_prediction"), _predict("sample")
+UNCLIPPED, PLMS, STILL = {"clip_sample": False}, {"skip_prk_steps": True}, {"tau_func": no_noise}
+LEADING, LINSPACE, TRAILING = _spaced("leading"), _spaced("linspace"), _spaced("trailing")
+PAPER: Mapping[str, Any] = {"steps": 50, "key_step": 10, "value_steps": (20, 30, 40)}
 
 CASES: list[Case] = [
-    *_cases(
-        "DDIM",
-        {"clip_sample": False},
-        {"clip_sample": False, "timestep_spacing": "linspace"},
-        {"clip_sample": False, **DATA},
-        {"clip_sample": False, **ZERO_SNR},
-    ),
-    *_cases(
-        "PNDM",
-        {"skip_prk_steps": True, "steps_offset": 1},
-        {"skip_prk_steps": True, "steps_offset": 1, **V},
-        steps=50,
-        key_step=10,
-        value_steps=(20, 40),
-    ),
-    *_cases("PNDM", {"skip_prk_steps": True, "timestep_spacing": "trailing"}),
+    *_cases("DDIM", *({**UNCLIPPED, **each} for each in (LEADING, LINSPACE, TRAILING, V, DATA, ZERO_SNR))),
+    *_cases("PNDM", {**PLMS, **LEADING}, {**PLMS, **LEADING, **V}, **PAPER),
+    *_cases("PNDM", {**PLMS, **LINSPACE}, {**PLMS, **TRAILING}),
     *_cases(
         "DPMSolverMultistep",
         {},
@@ -95,18 +90,16 @@ CASES: list[Case] = [
         {"solver_order": 3, **SIGMA_MIN},
         {"solver_type": "heun"},
         {"algorithm_type": "dpmsolver", **SIGMA_MIN},
-        {**KARRAS},
-        {**EXPONENTIAL},
-        {**BETA},
-        {"use_lu_lambdas": True},
-        {**FLOW},
-        {**DATA},
-        {**ZERO_SNR},
-        {"timestep_spacing": "leading", "steps_offset": 1, **V},
+        *(KARRAS, EXPONENTIAL, BETA, {"use_lu_lambdas": True}, FLOW, LEADING, TRAILING, V, DATA, ZERO_SNR),
+        {"solver_order": 3, **KARRAS},
     ),
-    *_cases("DPMSolverSinglestep", {}, {"solver_order": 1}, {**FLOW}, {**KARRAS, **V}),
-    *_cases("DPMSolverSinglestep", {"solver_order": 3, "lower_order_final": True}, value_steps=(6, 15)),
-    *_cases("DPMSolverSinglestep", {"lower_order_final": True, **DATA}, value_steps=(9, 13)),
+    *_cases("DPMSolverSinglestep", *({}, KARRAS, EXPONENTIAL, BETA, V, FLOW, DATA), value_steps=(8, 10, 14)),
+    *_cases(
+        "DPMSolverSinglestep", {"solver_order": 1}, {"algorithm_type": "dpmsolver", **SIGMA_MIN, "solver_order": 1}
+    ),
+    *_cases("DPMSolverSinglestep", {"solver_type": "heun"}, FLOW, value_steps=(9, 13)),
+    *_cases("DPMSolverSinglestep", {"solver_order": 3, "lower_order_final": True}, value_steps=(6, 9, 15)),
+    *_cases("DPMSolverSinglestep", {"solver_order": 3, "lower_order_final": True}, value_steps=(7, 8, 14)),
     *_cases(
         "UniPCMultistep",
         {},
@@ -114,29 +107,25 @@ CASES: list[Case] = [
         {"solver_order": 3},
         {"solver_type": "bh1", **SIGMA_MIN},
         {"predict_x0": False, **SIGMA_MIN},
-        {**KARRAS},
-        {**EXPONENTIAL},
-        {**BETA},
-        {**FLOW},
-        {"solver_order": 3, **FLOW},
-        {**DATA},
-        {**ZERO_SNR},
+        *(KARRAS, EXPONENTIAL, BETA, FLOW, {"solver_order": 3, **FLOW}, LEADING, TRAILING, V, DATA, ZERO_SNR),
     ),
-    *_cases("DEISMultistep", {}, {"solver_order": 1}, {"solver_order": 3}, {**KARRAS}, {**BETA}, {**FLOW}, {**V}, {**DATA}),
-    *_cases("LMSDiscrete", {}, {**KARRAS}, {**EXPONENTIAL}, {**BETA}, {**V}, {**DATA}),
+    *_cases("DEISMultistep", {}, {"solver_order": 1}, {"solver_order": 3}),
+    *_cases("DEISMultistep", *(KARRAS, EXPONENTIAL, BETA, FLOW, LEADING, TRAILING, V, DATA)),
+    *_cases("LMSDiscrete", *({}, KARRAS, EXPONENTIAL, BETA, LEADING, TRAILING, V, DATA)),
     *_cases("IPNDM", {}),
-    *_cases("EulerDiscrete", {}, {**KARRAS}, {**EXPONENTIAL}, {**BETA}, {**V, **SIGMA_MIN}, {**DATA}, {**ZERO_SNR}),
-    *_cases("EDMEuler", {}, {"sigma_schedule": "exponential", **V}),
-    *_cases("EDMDPMSolverMultistep", {}, {"solver_order": 3}, {"sigma_schedule": "exponential", **V}, {**SIGMA_MIN}),
-    *_cases("HeunDiscrete", {}, {**KARRAS}, {**EXPONENTIAL}, {**BETA}, {**V}, {"timestep_spacing": "trailing"}),
-    *_cases("KDPM2Discrete", {}, {**KARRAS}, {**V}),
+    *_cases("EulerDiscrete", *({}, KARRAS, EXPONENTIAL, BETA, LEADING, TRAILING, {**V, **SIGMA_MIN}, ZERO_SNR)),
+    *_cases("EDMEuler", {}, {"sigma_schedule": "exponential", **V}, SIGMA_MIN),
+    *_cases("EDMDPMSolverMultistep", {}, {"solver_order": 1}, {"solver_type": "heun"}, SIGMA_MIN),
+    *_cases("EDMDPMSolverMultistep", {"sigma_schedule": "exponential", **V}),
+    *_cases("EDMDPMSolverMultistep", {"solver_order": 3}, steps=40, key_step=10, value_steps=(16, 20, 26, 30)),
+    *_cases("EDMDPMSolverMultistep", {"solver_order": 3}, misses=True),
+    *_cases("HeunDiscrete", *({}, KARRAS, EXPONENTIAL, BETA, LEADING, TRAILING, V)),
+    *_cases("KDPM2Discrete", *({}, KARRAS, EXPONENTIAL, BETA, LEADING, TRAILING, V)),
     *_cases(
         "SASolver",
-        {"tau_func": no_noise},
-        {"tau_func": no_noise, "predictor_order": 3, "corrector_order": 3},
-        {"tau_func": no_noise, **FLOW},
-        {"tau_func": no_noise, **V},
+        *({**STILL, **each} for each in ({}, KARRAS, EXPONENTIAL, BETA, FLOW, LEADING, TRAILING, V, DATA)),
+        *({**STILL, "predictor_order": order, "corrector_order": order} for order in (1, 3)),
     ),
-    *_cases("FlowMatchEulerDiscrete", {}, {"shift": 3.0}, {**KARRAS}, {**BETA}),
+    *_cases("FlowMatchEulerDiscrete", *({}, {"shift": 3.0}, KARRAS, EXPONENTIAL, BETA)),
     *_cases("FlowMatchHeunDiscrete", {}, {"shift": 3.0}),
 ]

@@ -16,7 +16,15 @@ from redi.cli.reference import markdown
 from tiny import tiny_pipeline
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/design.md", "docs/cli.md", "docs/combining.md")
+DOCUMENTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "docs/design.md",
+    "docs/cli.md",
+    "docs/combining.md",
+    "docs/solvers.md",
+)
 
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _TARGET = re.compile(r"(?:^|`)make ([a-z-]+)", re.MULTILINE)

@@ -10,6 +10,7 @@ import diffusers
 from redi.errors import UnsupportedError, warn
 from redi.solvers.facts import (
     BlockFacts,
+    CorrectingFacts,
     EDMMultistepFacts,
     IPNDMFacts,
     LMSFacts,
@@ -20,7 +21,7 @@ from redi.solvers.facts import (
     TwoCallFacts,
 )
 
-ADMITTING_TEST = "tests/test_solvers_table.py::test_a_jump_costs_at_most_half_of_the_full_runs_error_more"
+ADMITTING_TEST = "tests/test_solver_table.py::test_a_jump_costs_at_most_half_of_the_full_runs_error_more"
 
 _Settings = dict[str, tuple[Any, ...] | None]
 
@@ -59,88 +60,70 @@ _SDE = {"algorithm_type": ("sde-dpmsolver++", "sde-dpmsolver")}
 
 _FACTS: dict[str, SolverFacts] = {
     "DDIMScheduler": SolverFacts(
-        "ddim",
         {**_BETAS, **_SPACINGS, **_ZERO_SNR, **_UNCLIPPED, **_predicts("sample")}
         | _free("clip_sample", "clip_sample_range", "set_alpha_to_one"),
         noisy_arguments=("eta",),
     ),
     "PNDMScheduler": PLMSFacts(
-        "pndm", {**_BETAS, **_SPACINGS, **_predicts(), **_free("set_alpha_to_one"), "skip_prk_steps": (True,)}
+        {**_BETAS, **_SPACINGS, **_predicts(), **_free("set_alpha_to_one"), "skip_prk_steps": (True,)}
     ),
     "DPMSolverMultistepScheduler": MultistepFacts(
-        "dpm",
         {**_DPM, **_SPACINGS, **_ZERO_SNR, **_free("euler_at_final"), "use_lu_lambdas": (False, True)},
         noisy_settings=_SDE,
     ),
-    "DPMSolverSinglestepScheduler": BlockFacts("dpm-single", _DPM, noisy_settings=_SDE),
-    "UniPCMultistepScheduler": MultistepFacts(
-        "unipc",
+    "DPMSolverSinglestepScheduler": BlockFacts(_DPM, noisy_settings=_SDE),
+    "UniPCMultistepScheduler": CorrectingFacts(
         {**_BETAS, **_SPACINGS, **_SIGMAS, **_FLOW, **_FINAL, **_ZERO_SNR, **_UNCLIPPED}
         | {**_predicts("sample", "flow_prediction"), "solver_order": (1, 2, 3), "solver_type": ("bh2", "bh1")}
         | {"predict_x0": (True, False), **_free("lower_order_final", "sigma_min", "sigma_max", "shift_terminal")},
     ),
     "DEISMultistepScheduler": MultistepFacts(
-        "deis",
         {**_BETAS, **_SPACINGS, **_SIGMAS, **_FLOW, **_UNCLIPPED, **_predicts("sample", "flow_prediction")}
         | {"solver_order": (1, 2, 3), **_free("lower_order_final", "algorithm_type", "solver_type")},
     ),
-    "LMSDiscreteScheduler": LMSFacts("lms", {**_BETAS, **_SPACINGS, **_SIGMAS, **_predicts("sample")}),
-    "IPNDMScheduler": IPNDMFacts("ipndm", _free("num_train_timesteps", "trained_betas")),
+    "LMSDiscreteScheduler": LMSFacts({**_BETAS, **_SPACINGS, **_SIGMAS, **_predicts("sample")}),
+    "IPNDMScheduler": IPNDMFacts(_free("num_train_timesteps", "trained_betas")),
     "EulerDiscreteScheduler": SolverFacts(
-        "euler",
         {**_BETAS, **_SPACINGS, **_SIGMAS, **_FINAL, **_ZERO_SNR, **_predicts()}
         | {"timestep_type": ("discrete",), **_free("interpolation_type", "sigma_min", "sigma_max")},
         noisy_arguments=("s_churn",),
     ),
     "EDMEulerScheduler": SolverFacts(
-        "edm-euler",
         {**_EDM, **_predicts(), "sigma_schedule": ("karras", "exponential")},
         noisy_arguments=("s_churn",),
     ),
     "EDMDPMSolverMultistepScheduler": EDMMultistepFacts(
-        "edm-dpm",
         {**_EDM, **_UNCLIPPED, **_predicts(), "sigma_schedule": ("karras", "exponential"), "solver_order": (1, 2, 3)}
         | {"solver_type": ("midpoint", "heun"), **_free("lower_order_final", "euler_at_final")}
         | {"algorithm_type": ("dpmsolver++",)},
         noisy_settings=_SDE,
     ),
     "HeunDiscreteScheduler": TwoCallFacts(
-        "heun",
         {**_BETAS, **_SPACINGS, **_SIGMAS, **_predicts(), **_free("clip_sample", "clip_sample_range")},
     ),
-    "KDPM2DiscreteScheduler": TwoCallFacts("kdpm2", {**_BETAS, **_SPACINGS, **_SIGMAS, **_predicts()}),
+    "KDPM2DiscreteScheduler": TwoCallFacts({**_BETAS, **_SPACINGS, **_SIGMAS, **_predicts()}),
     "SASolverScheduler": SAFacts(
-        "sa",
         {**_BETAS, **_SPACINGS, **_SIGMAS, **_FLOW, **_UNCLIPPED, **_predicts("sample", "flow_prediction")}
         | {"predictor_order": (1, 2, 3), "corrector_order": (1, 2, 3), "algorithm_type": ("data_prediction",)}
         | _free("lower_order_final", "lambda_min_clipped", "tau_func"),
     ),
     "FlowMatchEulerDiscreteScheduler": SolverFacts(
-        "flow-euler",
         {**_SIGMAS, "stochastic_sampling": (False,)}
         | _free("num_train_timesteps", "shift", "use_dynamic_shifting", "base_shift", "max_shift", "time_shift_type")
         | _free("base_image_seq_len", "max_image_seq_len", "shift_terminal"),
         noisy_settings={"stochastic_sampling": (True,)},
         noisy_arguments=("s_churn",),
     ),
-    "FlowMatchHeunDiscreteScheduler": TwoCallFacts(
-        "flow-heun", _free("num_train_timesteps", "shift"), noisy_arguments=("s_churn",)
-    ),
-    "EulerAncestralDiscreteScheduler": SolverFacts(
-        "euler-ancestral", {**_BETAS, **_SPACINGS, **_ZERO_SNR, **_predicts()}, noisy=True
-    ),
-    "KDPM2AncestralDiscreteScheduler": TwoCallFacts(
-        "kdpm2-ancestral", {**_BETAS, **_SPACINGS, **_SIGMAS, **_predicts()}, noisy=True
-    ),
+    "FlowMatchHeunDiscreteScheduler": TwoCallFacts(_free("num_train_timesteps", "shift"), noisy_arguments=("s_churn",)),
+    "EulerAncestralDiscreteScheduler": SolverFacts({**_BETAS, **_SPACINGS, **_ZERO_SNR, **_predicts()}, noisy=True),
+    "KDPM2AncestralDiscreteScheduler": TwoCallFacts({**_BETAS, **_SPACINGS, **_SIGMAS, **_predicts()}, noisy=True),
     "DDPMScheduler": SolverFacts(
-        "ddpm",
         {**_BETAS, **_SPACINGS, **_ZERO_SNR, **_UNCLIPPED, **_predicts("sample")}
         | {"variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")}
         | _free("clip_sample", "clip_sample_range"),
         noisy=True,
     ),
     "LCMScheduler": SolverFacts(
-        "lcm",
         {**_BETAS, **_SPACINGS, **_ZERO_SNR, **_UNCLIPPED, **_predicts("sample"), **_free("original_inference_steps")}
         | _free("clip_sample", "clip_sample_range", "set_alpha_to_one", "timestep_scaling"),
         noisy=True,

@@ -57,7 +57,6 @@ class SolverFacts:
     The class itself stands for solvers without history (Euler, DDIM), which lose nothing by a jump.
 
     Args:
-        name: Short name, as in ``redi build --scheduler``.
         settings: Config values that were tested, by name; None where any value will do, because it only moves the
             schedule's numbers. What is not named must have the class's default.
         noisy_settings: Config values that make the sampler stochastic, by name.
@@ -65,14 +64,10 @@ class SolverFacts:
         noisy: Whether the sampler always adds noise.
     """
 
-    name: str
-    settings: Settings
+    settings: Settings = field(default_factory=dict)
     noisy_settings: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     noisy_arguments: tuple[str, ...] = ()
     noisy: bool = False
-
-    rule = "index at v"
-    """How the solver goes on after a jump, in a few words."""
 
     def call_index(self, completed_steps: int) -> int:
         """Return how many calls are done after ``completed_steps`` steps; of the last step, see ``total_calls``."""
@@ -90,14 +85,18 @@ class SolverFacts:
         """Tell whether a jump to the run's own x_v gives the run's own result, bit for bit."""
         return True
 
+    def gains(self, scheduler: Any) -> bool:
+        """Tell whether taking the first step after a jump again has been measured to be better than an Euler step."""
+        return False
+
     def restart(self, scheduler: Any, completed_steps: int) -> Restart:
         """Make ``scheduler``, in its state before the first step, go on after ``completed_steps`` steps."""
         call_index = self.call_index(completed_steps)
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(call_index)
             scheduler._step_index = None
-        exact = self.loses_nothing(scheduler, completed_steps)
-        return Restart(call_index, retakes=not exact and self.noise_of(scheduler) is None)
+        exact = self.loses_nothing(scheduler, completed_steps) or self.noise_of(scheduler) is not None
+        return Restart(call_index, retakes=not exact and self.gains(scheduler))
 
     def step(self, scheduler: Any, arguments: Mapping[str, Any], restart: Restart | None) -> Any:
         """Call ``scheduler.step``; ``restart`` is that of the images that jumped, None for those that did not."""
@@ -147,14 +146,15 @@ class TwoCallFacts(SolverFacts):
 class MultistepFacts(SolverFacts):
     """Solvers that remember answers: their first step after a jump is an Euler step, taken again at the second call."""
 
-    rule = "first step taken again"
-
     def order(self, scheduler: Any) -> int:
         """Return how many answers the solver combines at most."""
         return int(scheduler.config.get("solver_order", 4))
 
     def loses_nothing(self, scheduler: Any, completed_steps: int) -> bool:
         return self.order(scheduler) == 1
+
+    def gains(self, scheduler: Any) -> bool:
+        return True
 
     def step(self, scheduler: Any, arguments: Mapping[str, Any], restart: Restart | None) -> Any:
         if restart is None:
@@ -201,8 +201,6 @@ class MultistepFacts(SolverFacts):
 class PLMSFacts(MultistepFacts):
     """PNDM in its PLMS form: its first step takes two calls, the second one at a repeated timestep."""
 
-    rule = "first step taken again, not repeated"
-
     def call_index(self, completed_steps: int) -> int:
         return completed_steps + 1 if completed_steps else 0
 
@@ -223,6 +221,13 @@ class PLMSFacts(MultistepFacts):
             scheduler.cur_sample = None
         return output
 
+    def gains(self, scheduler: Any) -> bool:
+        """Not where PLMS combines v's themselves, or where it does not step to its own next timestep."""
+        config = scheduler.config
+        even = config.num_train_timesteps % scheduler.num_inference_steps == 0
+        lands = config.timestep_spacing == "leading" or (config.timestep_spacing == "trailing" and even)
+        return bool(config.prediction_type == "epsilon" and lands)
+
     def reading(self, scheduler: Any, call_index: int) -> Reading:
         kept = float(scheduler.alphas_cumprod[int(scheduler.timesteps[call_index])])
         return reading(scheduler.config.prediction_type, kept**0.5, (1 - kept) ** 0.5)
@@ -231,8 +236,6 @@ class PLMSFacts(MultistepFacts):
 @dataclass(frozen=True)
 class LMSFacts(MultistepFacts):
     """Linear multistep: it takes its order from its index, so the ramp from one is ours to ask for after a jump."""
-
-    rule = "first step taken again, order from one"
 
     def _step(self, scheduler: Any, arguments: Mapping[str, Any], restart: Restart) -> Any:
         return scheduler.step(**{**arguments, "order": min(restart.calls, arguments.get("order", 4))})
@@ -261,18 +264,31 @@ class EDMMultistepFacts(MultistepFacts):
 class BlockFacts(MultistepFacts):
     """Single-step DPM-Solver: blocks of one to three calls; between blocks it remembers nothing."""
 
-    rule = "between blocks: index at v; inside: first step taken again"
-
     def loses_nothing(self, scheduler: Any, completed_steps: int) -> bool:
         return bool(scheduler.order_list[completed_steps] == 1)
 
 
 @dataclass(frozen=True)
-class SAFacts(MultistepFacts):
-    """SA-Solver: stochastic wherever its ``tau_func`` is not zero."""
+class CorrectingFacts(MultistepFacts):
+    """UniPC: it corrects each step itself with the next call's answer, the first one after a jump to second order.
 
-    def order(self, scheduler: Any) -> int:
-        return max(int(scheduler.config.predictor_order), int(scheduler.config.corrector_order))
+    Its corrector starts from its own last latents, so that of a step taken again only the answer counts.
+    """
+
+    def loses_nothing(self, scheduler: Any, completed_steps: int) -> bool:
+        return False
+
+    def gains(self, scheduler: Any) -> bool:
+        config = scheduler.config
+        return bool(config.predict_x0 and config.solver_type == "bh2" and config.solver_order > 1)
+
+
+@dataclass(frozen=True)
+class SAFacts(CorrectingFacts):
+    """SA-Solver: corrects each step like UniPC; stochastic wherever its ``tau_func`` is not zero."""
+
+    def gains(self, scheduler: Any) -> bool:
+        return False
 
     def noise_of(self, scheduler: Any) -> str | None:
         times = range(scheduler.config.num_train_timesteps)

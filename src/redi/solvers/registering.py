@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from redi.errors import InputError, UnsupportedError
-from redi.solvers.admitted import admit, admitted_names, class_named
+from redi.solvers.admitted import admit, class_named
 from redi.solvers.facts import Restart, SolverFacts, twin
 
 _STEPS, _KEY, _VALUE = 12, 3, 8
@@ -40,7 +40,7 @@ def register(scheduler: Any, facts: SolverFacts) -> None:
     kind = type(scheduler)
     if not isinstance(facts, SolverFacts):
         raise InputError(f"facts of type {type(facts).__name__}", expected="redi.solvers.SolverFacts")
-    if kind.__name__ in admitted_names() or class_named(kind.__name__) is not None:
+    if class_named(kind.__name__) is not None:
         raise InputError(f"{kind.__name__}, which is already admitted", expected="another class")
     _check_form(scheduler)
     _check_trial(copy.deepcopy(scheduler), facts)
