@@ -52,7 +52,7 @@ def pipeline_differences(base: KnowledgeBase, pipe: Any) -> list[Difference]:
     return differences(built, compared(identity_of(pipe, **arguments_from(pipe, recorded))))
 
 
-def check_pipeline(base: KnowledgeBase, pipe: Any) -> None:
+def check_pipeline(base: KnowledgeBase, pipe: Any, *, allow_stochastic: bool = False) -> None:
     """Refuse a pipeline that is not the one that the base was built with.
 
     Raises:
@@ -61,7 +61,7 @@ def check_pipeline(base: KnowledgeBase, pipe: Any) -> None:
     """
     if not hasattr(pipe, "scheduler"):
         raise UnsupportedError(f"a {type(pipe).__name__} to run with a base", expected="a Diffusers pipeline")
-    facts_for(pipe.scheduler)
+    facts_for(pipe.scheduler, allow_stochastic=allow_stochastic)
     found = pipeline_differences(base, pipe)
     if found:
         raise IncompatibleError(

@@ -34,6 +34,7 @@ class JumpOptions(TypedDict, total=False):
     max_distance: Limit | None
     quantile: Limit | None
     strict: bool
+    allow_stochastic: bool
 
 
 class Enabled:
@@ -55,7 +56,7 @@ class Enabled:
         """Make one call of the pipeline (Algorithm 2); returns what the pipeline returns."""
         self.reports = []
         arguments = complete_call(self.base, pipe, call, args, kwargs)
-        check_pipeline(self.base, pipe)
+        check_pipeline(self.base, pipe, allow_stochastic=self.rule.allow_stochastic)
         policy = JumpPolicy(self.base, pipe.scheduler, self.rule)
         output, self.reports = reported_call(pipe, call, arguments, policy)
         return output
@@ -90,6 +91,7 @@ def enable(
     max_distance: Limit | None = None,
     quantile: Limit | None = None,
     strict: bool = False,
+    allow_stochastic: bool = False,
 ) -> Enabled:
     """Let every ``pipe(...)`` jump by the trajectories of a knowledge base (Algorithm 2), until :func:`disable`.
 
@@ -111,6 +113,7 @@ def enable(
             neither and the base is finished.
         strict: Raise where an image would run in full because its noise is foreign or its retrieval failed; by
             default it warns.
+        allow_stochastic: Run samplers that add noise (ancestral, SDE, ``eta``), with a warning: ReDi's theory is of ODEs.
 
     Returns:
         What is enabled; use it in a ``with`` statement to disable at its end.
@@ -134,6 +137,7 @@ def enable(
         max_distance=max_distance,
         quantile=quantile,
         strict=strict,
+        allow_stochastic=allow_stochastic,
     )
     intercept_calls(pipe, enabled)
     return enabled
@@ -150,6 +154,7 @@ def prepare(
     max_distance: Limit | None = None,
     quantile: Limit | None = None,
     strict: bool = False,
+    allow_stochastic: bool = False,
 ) -> Enabled:
     """Check everything that :func:`enable` checks, and leave the pipeline as it is."""
     base = open_base(kb)
@@ -159,9 +164,9 @@ def prepare(
     neighbors = rule.default_neighbors if neighbors is None else neighbors
     if isinstance(neighbors, bool) or not isinstance(neighbors, int) or neighbors < 1:
         raise InputError(f"neighbors={neighbors!r}", expected="a whole number of at least 1")
-    check_pipeline(base, pipe)
+    check_pipeline(base, pipe, allow_stochastic=allow_stochastic)
     resolved = {step: _resolved(base, gate, key_step) for step, gate in gates.items()}
-    return Enabled(pipe, base, JumpRule(key_step, resolved, neighbors, rule, strict))
+    return Enabled(pipe, base, JumpRule(key_step, resolved, neighbors, rule, strict, allow_stochastic))
 
 
 def open_base(kb: KnowledgeBase | str | PathLike[str]) -> KnowledgeBase:

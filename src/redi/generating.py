@@ -96,15 +96,16 @@ def full(
     noise_ids: Sequence[int] | None = None,
     batch_size: int = 16,
     progress: bool = True,
+    allow_stochastic: bool = False,
 ) -> list[Generation]:
     """Generate the same pictures in full, for comparison: the base's noises and settings, every step, no retrieval.
 
     Arguments and errors as of :func:`generate`.
     """
     base = open_base(kb)
-    check_pipeline(base, pipe)
+    check_pipeline(base, pipe, allow_stochastic=allow_stochastic)
     order = _order(pipe, base, prompts, seed, noise_ids, batch_size)
-    return _generations(order, partial(NoiseWatch, base, pipe.scheduler), False, progress)
+    return _generations(order, partial(NoiseWatch, base, pipe.scheduler, allow_stochastic), False, progress)
 
 
 def stylize(
@@ -194,9 +195,11 @@ def _generations(order: _Order, policy: Callable[[], NoiseWatch], compare: bool,
     with quiet(order.pipe), tqdm(total=len(order.prompts), disable=not progress, unit="image") as bar:
         for start in range(0, len(order.prompts), order.batch_size):
             images = slice(start, start + order.batch_size)
-            pictures, reports = _batch(order, images, policy())
+            jumping = policy()
+            pictures, reports = _batch(order, images, jumping)
             if compare:
-                full_pictures, full_reports = _batch(in_full, images, NoiseWatch(order.base, order.pipe.scheduler))
+                watch = NoiseWatch(order.base, order.pipe.scheduler, jumping.allow_stochastic)
+                full_pictures, full_reports = _batch(in_full, images, watch)
                 made += map(Generation, pictures, reports, full_pictures, full_reports)
             else:
                 made += map(Generation, pictures, reports)

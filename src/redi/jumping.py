@@ -29,6 +29,7 @@ class JumpRule:
         neighbors: Entries to retrieve (H), at least 1.
         combiner: Makes weights of neighbours.
         strict: Raise where an image would abstain for another reason than its distance.
+        allow_stochastic: Run samplers that add noise.
     """
 
     key_step: int
@@ -36,6 +37,7 @@ class JumpRule:
     neighbors: int
     combiner: Combiner
     strict: bool = False
+    allow_stochastic: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,10 +66,12 @@ class NoiseWatch:
     Args:
         base: The knowledge base.
         scheduler: The pipeline's; its ``init_noise_sigma`` is read when the run starts.
+        allow_stochastic: Whether the run's sampler may add noise.
     """
 
     base: KnowledgeBase
     scheduler: Any
+    allow_stochastic: bool = False
     key_step: int | None = None
     noise_ids: list[int | None] = field(default_factory=list)
     """Per image of the latest run, its noise; None if it is not of the bank."""
@@ -111,7 +115,9 @@ class JumpPolicy(NoiseWatch):
     """
 
     def __init__(self, base: KnowledgeBase, scheduler: Any, rule: JumpRule) -> None:
-        super().__init__(base, scheduler, rule.key_step, before_key="the run ended before the key step")
+        super().__init__(
+            base, scheduler, rule.allow_stochastic, rule.key_step, before_key="the run ended before the key step"
+        )
         self.rule = rule
 
     def on_start(self, latents: Tensor) -> None:

@@ -57,7 +57,9 @@ def reported_call(
     with ExitStack() as stack:
         if len(base.noise_bank):
             stack.enter_context(draw_noise_through(pipe, bank_noise))
-        statistics = stack.enter_context(run(pipe, policy, tail_conditioning=tail))
+        statistics = stack.enter_context(
+            run(pipe, policy, tail_conditioning=tail, allow_stochastic=policy.allow_stochastic)
+        )
         output = call(**arguments)
     neighbors, reading = _neighbors(policy)
     total = time.perf_counter() - started

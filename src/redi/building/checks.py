@@ -16,7 +16,7 @@ _TESTED = ("StableDiffusionPipeline",)
 """Pipelines that a base may be built with; the others wait for their tests."""
 
 
-def check_pipeline(pipe: Any) -> None:
+def check_pipeline(pipe: Any, *, allow_stochastic: bool = False) -> None:
     """Refuse a pipeline that does not go from noise and a prompt to a sample under an admitted scheduler.
 
     Raises:
@@ -38,7 +38,7 @@ def check_pipeline(pipe: Any) -> None:
             expected=f"a pipeline that redi has been tested with: {', '.join(_TESTED)}",
             fix="if its model is a Stable Diffusion 1 or 2: StableDiffusionPipeline.from_pipe(pipe)",
         )
-    facts_for(pipe.scheduler)
+    facts_for(pipe.scheduler, allow_stochastic=allow_stochastic)
 
 
 def checked_prompts(prompts: Sequence[str]) -> tuple[str, ...]:

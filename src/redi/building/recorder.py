@@ -57,6 +57,7 @@ def record(
     *,
     stop: bool,
     outputs: bool,
+    allow_stochastic: bool = False,
 ) -> tuple[dict[int, Tensor], list[Any]]:
     """Run the stock pipeline once for a batch and return what it passed through (Algorithm 1).
 
@@ -68,6 +69,7 @@ def record(
         steps: Completed steps to keep.
         stop: Whether to stop after the last of ``steps``; otherwise the trajectory is finished.
         outputs: Whether to decode the finished trajectories.
+        allow_stochastic: Whether the sampler may add noise.
 
     Returns:
         Latents (b, *shape) by step, on the CPU in the pipeline's dtype; and b PIL images or lists of frames, or none.
@@ -76,7 +78,7 @@ def record(
     made: list[Any] = []
     negative = {name: [text] * len(prompts) for name, text in call.items() if name.startswith("negative_prompt")}
     try:
-        with quiet(pipe), run(pipe, recorder):
+        with quiet(pipe), run(pipe, recorder, allow_stochastic=allow_stochastic):
             result = stock_call(pipe)(
                 **{**call, **negative},
                 prompt=list(prompts),

@@ -56,6 +56,7 @@ def build(
     model_id: str | None = None,
     revision: str | None = None,
     progress: bool = True,
+    allow_stochastic: bool = False,
     **call: Any,
 ) -> KnowledgeBase:
     """Build a knowledge base, or go on with one: run each prompt once and keep key and values (Algorithm 1).
@@ -80,6 +81,7 @@ def build(
         model_id: Name of the model, for information; by default what the pipeline was loaded from.
         revision: Of the model, for information.
         progress: Whether to show entries done, rate and time left.
+        allow_stochastic: Run samplers that add noise (ancestral, SDE, ``eta``), with a warning: ReDi's theory is of ODEs.
         call: Arguments of every call of the pipeline, as it takes them, the same for all prompts: ``guidance_scale``,
             ``negative_prompt``, ``height``, ``num_frames`` and so on. What is left out is the pipeline's default.
 
@@ -96,7 +98,7 @@ def build(
     prompts, seeds = checked_prompts(prompts), checked_seeds(noises, noise)
     check_numbers(plan, batch_size=batch_size, unit_size=1 if unit_size is None else unit_size)
     unit_size = unit_size or batch_size * -(-_LEAST_UNIT // batch_size)
-    check_pipeline(pipe)
+    check_pipeline(pipe, allow_stochastic=allow_stochastic)
     if previews:
         check_previews(pipe)
     digest = digest_of(prompts)
@@ -114,7 +116,8 @@ def build(
 
     dtype = getattr(torch, identity["latents"]["dtype"])
     arguments = arguments_from(pipe, identity["call"])
-    builder = _Builder(pipe, arguments, plan, batch_size, stop_at_value and not previews, previews, progress, dtype)
+    stop = stop_at_value and not previews
+    builder = _Builder(pipe, arguments, plan, batch_size, stop, previews, progress, allow_stochastic, dtype)
     kb = builder.open_or_create(Path(path), manifest)
     work = Work(prompts, seeds, kb.manifest.identity[INFORMATION]["unit_size"])
     with kb.lock():
@@ -136,6 +139,7 @@ class _Builder:
     stop_at_value: bool
     previews: bool
     progress: bool
+    allow_stochastic: bool
     dtype: torch.dtype
 
     def open_or_create(self, folder: Path, manifest: Manifest) -> KnowledgeBase:
@@ -199,7 +203,14 @@ class _Builder:
         self, prompts: Sequence[str], noises: Tensor, steps: Sequence[int], *, stop: bool
     ) -> tuple[dict[int, Tensor], list[Any]]:
         return record(
-            self.pipe, self.call, prompts, noises.to(self.dtype), steps, stop=stop, outputs=self.previews and not stop
+            self.pipe,
+            self.call,
+            prompts,
+            noises.to(self.dtype),
+            steps,
+            stop=stop,
+            outputs=self.previews and not stop,
+            allow_stochastic=self.allow_stochastic,
         )
 
 

@@ -1,0 +1,127 @@
+"""Claims about the first step after a jump, which is taken again with the second call's answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from torch import Tensor
+
+import closed_form
+from closed_form import distance
+from redi.engine import Jump, run
+from redi.solvers import facts_for
+from solver_cases import KARRAS, SD, Case
+from solver_table import MEANS, X_T, euler_steps, jumped
+from tiny import Watcher, noise
+
+PNDM = Case("PNDM", {"skip_prk_steps": True, "steps_offset": 1}, steps=50, key_step=10)
+OTHER_MEANS = MEANS + 0.5 * noise(201, 202, shape=closed_form.SHAPE)
+
+
+class MixtureNetwork(closed_form.ExactNetwork):
+    """The exact prediction of eps for two Gaussians of spread 0.3, at the mean and opposite of it: not linear in x."""
+
+    def forward(self, latents: Tensor, mean: Tensor, scale: Tensor, sigma: Tensor) -> Tensor:
+        latents, mean = latents.double(), 0.3 * mean.double()
+        variance = (scale**2 * 0.3**2 + sigma**2).double()
+        alike = torch.tanh((scale * mean * latents).sum((1, 2, 3), keepdim=True) / variance)
+        return (sigma * (latents - scale * alike * mean) / variance).float()
+
+
+def lost(network: Any, kind: str, settings: dict[str, Any], steps: int, value_step: int) -> tuple[float, float]:
+    """Return how far a jump to the run's own value ends from the run: as it is, and with an Euler step."""
+    pipe, own = closed_form.Loop(network, getattr(diffusers, kind)(**SD, **settings)), Watcher()
+    with run(pipe, own):
+        full = pipe(MEANS, X_T, steps)
+    case = Case(kind, settings, steps, steps // 4)
+    ways = (jumped(pipe, case, value_step, own.seen[value_step], retakes=again)[0] for again in (True, False))
+    ours, euler = (distance(latents, full) for latents in ways)
+    return ours, euler
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "steps"),
+    [
+        ("PNDMScheduler", {"skip_prk_steps": True, "steps_offset": 1}, 50),
+        ("DPMSolverMultistepScheduler", {}, 20),
+        ("DPMSolverMultistepScheduler", KARRAS, 20),
+        ("UniPCMultistepScheduler", {}, 20),
+        ("DEISMultistepScheduler", {}, 20),
+        ("LMSDiscreteScheduler", KARRAS, 20),
+    ],
+)
+def test_taking_the_step_again_helps_where_the_network_is_not_linear_too(
+    kind: str, settings: dict[str, Any], steps: int
+) -> None:
+    ours, euler = lost(MixtureNetwork(), kind, settings, steps, steps // 2)
+    assert ours < 0.5 * euler
+
+
+def test_a_restart_does_not_care_how_far_the_neighbour_was() -> None:
+    """The value of other means, gone on from with ours: as near to the exact solution from there as from our own."""
+    pipe, value_step = closed_form.loop(PNDM.scheduler()), 40
+    pipe.scheduler.set_timesteps(PNDM.steps)
+    levels = closed_form.noise_levels(pipe.scheduler)
+    here = levels[facts_for(pipe.scheduler).call_index(value_step)]
+    errors = []
+    for means in (MEANS, OTHER_MEANS):
+        values = closed_form.solve(X_T, means, levels[0], here)
+        exact = closed_form.solve(values, MEANS, here, levels[-1])
+        errors.append(distance(jumped(pipe, PNDM, value_step, values)[0], exact))
+    assert errors[1] < 1.1 * errors[0]
+
+
+class EditingLoop(closed_form.Loop):
+    """A pipeline that changes latents between two steps, as inpainting and callbacks do."""
+
+    edit_after = 0
+
+    def __call__(self, mean: Tensor, x_T: Tensor, num_inference_steps: int, **step: Any) -> Tensor:
+        self.scheduler.set_timesteps(num_inference_steps)
+        levels, latents = closed_form.noise_levels(self.scheduler), x_T
+        for call, timestep in enumerate(self.scheduler.timesteps):
+            answer = closed_form.ask(self.network, self.scheduler, latents, timestep, mean, levels[call])
+            with torch.no_grad():
+                latents = self.scheduler.step(answer, timestep, latents, return_dict=False, **step)[0]
+            if call + 1 == self.edit_after:
+                latents = latents + 0.1
+        return latents
+
+
+def test_what_a_pipeline_changes_after_the_first_step_is_kept() -> None:
+    """The network is linear, so that the change comes out the same whether or not there was a jump."""
+    pipe, own = EditingLoop(closed_form.ExactNetwork(), PNDM.scheduler()), Watcher()
+    with run(pipe, own):
+        full = pipe(MEANS, X_T, PNDM.steps)
+    plain = jumped(pipe, PNDM, 40, own.seen[40])[0]
+    pipe.edit_after = 42  # the first step after v=40 is call 42
+    with run(pipe, Watcher()):
+        change = pipe(MEANS, X_T, PNDM.steps) - full
+    assert distance(jumped(pipe, PNDM, 40, own.seen[40])[0] - plain, change) < 0.05
+
+
+def test_a_jump_to_the_last_step_has_no_second_call_and_makes_an_euler_step() -> None:
+    pipe, own = closed_form.loop(PNDM.scheduler()), Watcher()
+    with run(pipe, own):
+        pipe(MEANS, X_T, PNDM.steps)
+    again, calls = jumped(pipe, PNDM, 49, own.seen[49])
+    with euler_steps():
+        euler, _ = jumped(pipe, PNDM, 49, own.seen[49])
+    assert calls == 12
+    assert torch.equal(again, euler)
+
+
+def test_images_that_jump_to_different_steps_each_take_their_own_first_step_again() -> None:
+    """Each ends where it ends alone, float rounding aside."""
+    pipe, own = closed_form.loop(PNDM.scheduler()), Watcher()
+    with run(pipe, own):
+        pipe(MEANS, X_T, PNDM.steps)
+    steps = (30, 40)
+    alone = [jumped(pipe, PNDM, step, own.seen[step])[0][image] for image, step in enumerate(steps)]
+    mixed = Watcher(10, lambda latents: [Jump(step, own.seen[step][image]) for image, step in enumerate(steps)])
+    with run(pipe, mixed):
+        together = pipe(MEANS, X_T, PNDM.steps)
+    assert distance(together, torch.stack(alone)) < 1e-6
