@@ -85,7 +85,8 @@ def noise_levels(scheduler: Any) -> list[Level]:
     """Return a and s at every call of the schedule, and at its end."""
     if not hasattr(scheduler, "sigmas") and hasattr(scheduler, "alphas_cumprod"):
         cumulated = scheduler.alphas_cumprod[scheduler.timesteps.long()]
-        cumulated = torch.cat([cumulated, scheduler.final_alpha_cumprod[None]])
+        end = getattr(scheduler, "final_alpha_cumprod", torch.ones(()))  # DDPM goes to the data
+        cumulated = torch.cat([cumulated, end[None]])
         return list(zip(cumulated.sqrt(), (1 - cumulated).sqrt(), strict=True))
     if not hasattr(scheduler, "sigmas"):
         return list(zip(scheduler.alphas, scheduler.betas, strict=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -29,8 +29,8 @@ def _as_if_nothing_were_registered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admitted, "_REGISTERED", {})
 
 
-class TwiceAsLongLastStep(EulerDiscreteScheduler):
-    """A scheduler of a user's: Euler, the last step beyond the data and back."""
+class MyEuler(EulerDiscreteScheduler):
+    """A single-step solver of a user's."""
 
 
 class MyMultistep(DPMSolverMultistepScheduler):
@@ -40,7 +40,7 @@ class MyMultistep(DPMSolverMultistepScheduler):
 class HiddenState(EulerDiscreteScheduler):
     """Remembers outside of the instance what another run of it did."""
 
-    steps_made = [0]
+    steps_made: ClassVar = [0]
 
     def step(self, model_output: Tensor, timestep: Any, sample: Tensor, **more: Any) -> Any:
         self.steps_made[0] += 1
@@ -56,15 +56,15 @@ class Headless(EulerDiscreteScheduler):
 
 def test_a_scheduler_that_nobody_listed_is_refused_with_the_test_that_would_admit_it() -> None:
     with pytest.raises(UnsupportedError) as refused:
-        facts_for(TwiceAsLongLastStep())
+        facts_for(MyEuler())
     path, test = re.search(r"(tests/\w+\.py)::(\w+)", str(refused.value)).groups()  # type: ignore[union-attr]
     assert f"def {test}(" in (Path(__file__).parents[1] / path).read_text()
     assert "redi.solvers.register" in str(refused.value)
 
 
 def test_a_setting_that_nobody_measured_is_refused_with_the_same_test() -> None:
-    with pytest.raises(UnsupportedError, match=r"use_karras_sigmas='yes'(?s:.*)test_solver_table.py::"):
-        facts_for(EulerDiscreteScheduler(**SD, use_karras_sigmas="yes"))
+    with pytest.raises(UnsupportedError, match=r"timestep_type='continuous'(?s:.*)test_solver_table.py::"):
+        facts_for(EulerDiscreteScheduler(**SD, timestep_type="continuous", prediction_type="v_prediction"))
 
 
 def test_a_registered_scheduler_jumps_like_any_other() -> None:
@@ -79,8 +79,8 @@ def test_a_registered_scheduler_jumps_like_any_other() -> None:
 
 
 def test_a_registered_scheduler_without_history_loses_nothing() -> None:
-    register(TwiceAsLongLastStep(**SD), SolverFacts(settings=dict.fromkeys(SD)))
-    pipe, own = closed_form.loop(TwiceAsLongLastStep(**SD)), Watcher()
+    register(MyEuler(**SD), SolverFacts(settings=dict.fromkeys(SD)))
+    pipe, own = closed_form.loop(MyEuler(**SD)), Watcher()
     with run(pipe, own):
         full = pipe(MEANS, X_T, 20)
     with run(pipe, Watcher(5, lambda latents: [Jump(12, value) for value in own.seen[12]])):
@@ -88,9 +88,9 @@ def test_a_registered_scheduler_without_history_loses_nothing() -> None:
 
 
 def test_settings_of_a_registered_scheduler_that_were_not_named_are_refused() -> None:
-    register(TwiceAsLongLastStep(), SolverFacts())
+    register(MyEuler(), SolverFacts())
     with pytest.raises(UnsupportedError, match="use_karras_sigmas=True"):
-        facts_for(TwiceAsLongLastStep(use_karras_sigmas=True))
+        facts_for(MyEuler(use_karras_sigmas=True))
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_settings_of_a_registered_scheduler_that_were_not_named_are_refused() ->
         (HiddenState(), SolverFacts(), "the second time"),
         (Headless(), SolverFacts(), r"step\(prediction, time, latents\)"),
         (MyMultistep(), SolverFacts(), "by a jump to its own value"),
-        (TwiceAsLongLastStep(), TwoCallFacts(), "12 timesteps for 12 steps"),
+        (MyEuler(), TwoCallFacts(), "12 timesteps for 12 steps"),
         (type("MyHeun", (HeunDiscreteScheduler,), {})(), SolverFacts(), "23 timesteps for 12 steps"),
         (object(), SolverFacts(), "has no set_timesteps"),
     ],
@@ -116,12 +116,12 @@ def test_what_is_admitted_already_is_not_admitted_twice() -> None:
     with pytest.raises(InputError, match="already admitted"):
         register(EulerDiscreteScheduler(), SolverFacts())
     with pytest.raises(InputError, match="facts of type str"):
-        register(TwiceAsLongLastStep(), "euler")  # type: ignore[arg-type]
+        register(MyEuler(), "euler")  # type: ignore[arg-type]
 
 
 def test_another_class_of_a_registered_name_is_not_the_registered_one() -> None:
-    register(TwiceAsLongLastStep(), SolverFacts())
-    namesake = type("TwiceAsLongLastStep", (EulerDiscreteScheduler,), {})
+    register(MyEuler(), SolverFacts())
+    namesake = type("MyEuler", (EulerDiscreteScheduler,), {})
     with pytest.raises(UnsupportedError, match="a scheduler that has passed"):
         facts_for(namesake())
 
@@ -133,5 +133,6 @@ def test_the_example_of_the_page_of_solvers_admits_its_scheduler() -> None:
     assert facts_for(names["HalfwayScheduler"](use_karras_sigmas=True)).settings
 
 
-def test_register_is_reached_from_redi() -> None:
+def test_register_is_reached_from_redi(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(redi, "solvers")  # as if nobody had imported it yet
     assert redi.solvers.register is register

@@ -12,13 +12,11 @@ from torch import Tensor
 import closed_form
 from closed_form import distance
 from redi.engine import Jump, run
-from redi.solvers import facts_for
 from solver_cases import KARRAS, SD, Case
 from solver_table import MEANS, X_T, euler_steps, jumped
-from tiny import Watcher, noise
+from tiny import Watcher
 
 PNDM = Case("PNDM", {"skip_prk_steps": True, "steps_offset": 1}, steps=50, key_step=10)
-OTHER_MEANS = MEANS + 0.5 * noise(201, 202, shape=closed_form.SHAPE)
 
 
 class MixtureNetwork(closed_form.ExactNetwork):
@@ -57,21 +55,21 @@ def test_taking_the_step_again_helps_where_the_network_is_not_linear_too(
     kind: str, settings: dict[str, Any], steps: int
 ) -> None:
     ours, euler = lost(MixtureNetwork(), kind, settings, steps, steps // 2)
-    assert ours < 0.5 * euler
+    assert ours < 0.7 * euler
 
 
-def test_a_restart_does_not_care_how_far_the_neighbour_was() -> None:
-    """The value of other means, gone on from with ours: as near to the exact solution from there as from our own."""
-    pipe, value_step = closed_form.loop(PNDM.scheduler()), 40
-    pipe.scheduler.set_timesteps(PNDM.steps)
-    levels = closed_form.noise_levels(pipe.scheduler)
-    here = levels[facts_for(pipe.scheduler).call_index(value_step)]
-    errors = []
-    for means in (MEANS, OTHER_MEANS):
-        values = closed_form.solve(X_T, means, levels[0], here)
-        exact = closed_form.solve(values, MEANS, here, levels[-1])
-        errors.append(distance(jumped(pipe, PNDM, value_step, values)[0], exact))
-    assert errors[1] < 1.1 * errors[0]
+@pytest.mark.parametrize("kind", ["PNDM", "DPMSolverMultistep", "UniPCMultistep", "DEISMultistep", "LMSDiscrete"])
+def test_nothing_of_the_steps_before_a_jump_is_left_in_what_comes_after(kind: str) -> None:
+    """Bit for bit: so it does not matter how far the neighbour was."""
+    case = PNDM if kind == "PNDM" else Case(kind)
+    pipe, own = closed_form.loop(case.scheduler()), Watcher()
+    with run(pipe, own):
+        pipe(MEANS, X_T, case.steps)
+    ends = []
+    for x_T in (X_T, 2 - X_T):
+        with run(pipe, Watcher(case.key_step, lambda latents: [Jump(14, value) for value in own.seen[14]])):
+            ends.append(pipe(MEANS, x_T, case.steps))
+    assert torch.equal(*ends)
 
 
 class EditingLoop(closed_form.Loop):

@@ -63,6 +63,8 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         value: Any = version("redi")
+    elif name == "solvers":
+        value = import_module("redi.solvers")
     elif name in _HOMES:
         value = getattr(import_module(_HOMES[name]), name)
     else:

@@ -113,7 +113,7 @@ def enable(
             neither and the base is finished.
         strict: Raise where an image would run in full because its noise is foreign or its retrieval failed; by
             default it warns.
-        allow_stochastic: Run samplers that add noise (ancestral, SDE, ``eta``), with a warning: ReDi's theory is of ODEs.
+        allow_stochastic: Run samplers that add noise (ancestral, SDE, ``eta``), with a warning: the theory is of ODEs.
 
     Returns:
         What is enabled; use it in a ``with`` statement to disable at its end.

@@ -81,7 +81,7 @@ def build(
         model_id: Name of the model, for information; by default what the pipeline was loaded from.
         revision: Of the model, for information.
         progress: Whether to show entries done, rate and time left.
-        allow_stochastic: Run samplers that add noise (ancestral, SDE, ``eta``), with a warning: ReDi's theory is of ODEs.
+        allow_stochastic: Run samplers that add noise (ancestral, SDE, ``eta``), with a warning: the theory is of ODEs.
         call: Arguments of every call of the pipeline, as it takes them, the same for all prompts: ``guidance_scale``,
             ``negative_prompt``, ``height``, ``num_frames`` and so on. What is left out is the pipeline's default.
 

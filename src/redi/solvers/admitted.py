@@ -202,7 +202,7 @@ _REGISTERED: dict[str, type] = {}
 
 def class_named(name: str) -> Any:
     """Return the admitted scheduler class of a name; None if there is none."""
-    return _REGISTERED.get(name, getattr(diffusers, name)) if name in _FACTS else None
+    return (_REGISTERED.get(name) or getattr(diffusers, name)) if name in _FACTS else None
 
 
 def _known(kind: type) -> SolverFacts | None:
