@@ -45,7 +45,7 @@ def parameters_of(pipe: Any) -> dict[str, inspect.Parameter]:
 
 
 def checked_arguments(pipe: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return arguments that can be recorded, those that are None (the pipeline's default) left out.
+    """Return arguments that can be recorded, without those that leave it to the pipeline.
 
     Raises:
         InputError: One is unknown, differs from image to image, or cannot be written down.
@@ -60,7 +60,12 @@ def checked_arguments(pipe: Any, given: Mapping[str, Any]) -> dict[str, Any]:
                 fix="leave it out" if name in parameters else "look for its name in the pipeline's documentation",
             )
         _check(name, value, parameters[name].default)
-    return {name: value for name, value in given.items() if value is not None}
+    return {name: value for name, value in given.items() if not left_out(parameters[name], value)}
+
+
+def left_out(parameter: inspect.Parameter, value: Any) -> bool:
+    """Say whether a value leaves an argument to the pipeline: None, but where None switches a list of texts off."""
+    return value is None and not isinstance(parameter.default, list)
 
 
 def _check(name: str, value: Any, default: Any) -> None:
@@ -106,7 +111,7 @@ def recorded_call(pipe: Any, given: Mapping[str, Any], checked: Mapping[str, flo
         value = same_as_none(pipe, name, given.get(name, default))
         if value is None:
             value = checked.get(name)
-        if value is not None:
+        if value is not None or name in given:
             recorded[name] = json_value(value)
     return recorded
 

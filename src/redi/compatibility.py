@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from redi.calls import arguments_from, is_free, is_same, parameters_of, same_as_none
+from redi.calls import arguments_from, is_free, is_same, left_out, parameters_of, same_as_none
 from redi.errors import IncompatibleError, KnowledgeBaseError, UnsupportedError
 from redi.identity import compared, identity_of, standing_identity
 from redi.knowledge_base import Difference, KnowledgeBase, describe_differences, differences
@@ -97,7 +97,10 @@ def complete_call(
     found = [
         Difference(name, recorded.get(name), _plain(value))
         for name, value in given.items()
-        if name in parameters and not is_free(name) and not _agrees(pipe, name, value, recorded)
+        if name in parameters
+        and not is_free(name)
+        and not left_out(parameters[name], value)
+        and not _agrees(pipe, name, value, recorded)
     ]
     latents = given.get("latents")
     if isinstance(latents, Tensor) and tuple(latents.shape[1:]) != base.manifest.latent_shape:
@@ -112,8 +115,7 @@ def complete_call(
         )
     required = arguments_from(pipe, recorded)
     texts = {name: _spread(text, given) for name, text in required.items() if name.startswith("negative_prompt")}
-    left_out = {name: value for name, value in {**required, **texts}.items() if given.get(name) is None}
-    return {**given, **left_out}
+    return {**given, **{name: value for name, value in {**required, **texts}.items() if given.get(name) is None}}
 
 
 def _spread(negative_prompt: str, given: Mapping[str, Any]) -> str | list[str]:
@@ -125,12 +127,9 @@ def _spread(negative_prompt: str, given: Mapping[str, Any]) -> str | list[str]:
 
 
 def _agrees(pipe: Any, name: str, value: Any, recorded: Mapping[str, Any]) -> bool:
-    """Say whether an argument of a call is the base's; None leaves it to the base."""
+    """Say whether an argument of a call is the base's."""
     each = value if name.startswith("negative_prompt") and isinstance(value, list | tuple) else [value]
-    wanted = recorded.get(name)
-    if value is None:
-        return True
-    return all(is_same(same_as_none(pipe, name, one), wanted) for one in each)
+    return all(is_same(same_as_none(pipe, name, one), recorded.get(name)) for one in each)
 
 
 def _plain(value: Any) -> Any:

@@ -144,11 +144,12 @@ class Networks:
         position = self._position[name] = self._position.get(name, -1) + 1
         place = (name, position)
         total, device = _rows_and_device(args, kwargs)
-        if self.batch is None or self.awake is None or place not in self._memory:
+        remembered = None if self.batch is None or self.awake is None else self._remembered(name, position)
+        if remembered is None:
             images: Sequence[int] | None = None
         elif not self.awake:
             self._count([])
-            return self._memory[place]
+            return remembered
         else:
             images = self.awake if total is not None and total % self.batch == 0 else None
 
@@ -163,8 +164,18 @@ class Networks:
             args, kwargs = take_rows(args, rows, total), take_rows(kwargs, rows, total)
             with self._watch.running(device):
                 part = evaluate(*args, **kwargs)
-            answer = put_rows(self._memory[place], part, rows, total)
+            answer = put_rows(remembered, part, rows, total)
         self._memory[place] = answer
+        return answer
+
+    def _remembered(self, name: str, position: int) -> Any:
+        """Return the answer at this position of a step, or that of a network of the same class (an expert that takes
+        over while images sleep has none of its own, and theirs is not looked at); None if there is neither."""
+        answer = self._memory.get((name, position))
+        if answer is None:
+            kind = type(self._pipe.components[name])
+            peers = (other for other, part in self._pipe.components.items() if type(part) is kind)
+            answer = next((self._memory[peer, position] for peer in peers if (peer, position) in self._memory), None)
         return answer
 
     def _count(self, images: Sequence[int] | None) -> None:

@@ -12,7 +12,16 @@ from redi.errors import InputError, PlanError, UnsupportedError, warn
 from redi.plan import Plan
 from redi.solvers import facts_for
 
-_TESTED = ("StableDiffusionPipeline",)
+_TESTED = (
+    "StableDiffusionPipeline",
+    "StableDiffusionXLPipeline",
+    "StableDiffusion3Pipeline",
+    "FluxPipeline",
+    "PixArtSigmaPipeline",
+    "SanaPipeline",
+    "WanPipeline",
+    "StableAudioPipeline",
+)
 """Pipelines that a base may be built with; the others wait for their tests."""
 
 
