@@ -111,7 +111,7 @@ def recorded_call(pipe: Any, given: Mapping[str, Any], checked: Mapping[str, flo
         value = same_as_none(pipe, name, given.get(name, default))
         if value is None:
             value = checked.get(name)
-        if value is not None or name in given:
+        if value is not None or given.get(name, ...) is None:
             recorded[name] = json_value(value)
     return recorded
 

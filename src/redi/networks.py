@@ -151,7 +151,7 @@ class Networks:
             self._count([])
             return remembered
         else:
-            images = self.awake if total is not None and total % self.batch == 0 else None
+            images = self.awake if total is not None and self.batch and total % self.batch == 0 else None
 
         if self._conditioning is not None and self.in_tail and self.batch is not None:
             args, kwargs = self._conditioning.merge(name, position, evaluate, args, kwargs, self.batch)
