@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from redi.errors import InputError
+from redi.miniature.architecture import GUIDANCE_SCALE
 from redi.miniature.drawing import draw
 from redi.miniature.evaluation import WEIGHTS, bundled_evaluator
 from redi.miniature.evaluator import Reading
@@ -213,9 +214,9 @@ def test_the_stock_pipeline_loads_the_model_and_draws_what_is_asked() -> None:
     assert pipe.scheduler.config.prediction_type == "epsilon"
     asked = captions(24, seed=5, held_out=True, objects=1)
     generators = [torch.Generator().manual_seed(seed) for seed in range(len(asked))]
-    images = pipe(list(asked), num_inference_steps=15, guidance_scale=4.0, generator=generators).images
+    images = pipe(list(asked), num_inference_steps=15, guidance_scale=GUIDANCE_SCALE, generator=generators).images
     readings = bundled_evaluator().read(images)
     kinds = [
         faithful(description, reading).kinds for description, reading in zip(asked.values(), readings, strict=True)
     ]
-    assert np.mean(kinds) > 0.5  # a random kind is right once in twelve
+    assert np.mean(kinds) > 0.9  # a random kind is right once in twelve

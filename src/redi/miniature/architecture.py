@@ -13,7 +13,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 LATENT_SIZE = 16
 MAX_TOKENS = 40
 TEXT_WIDTH = 160
-GUIDANCE_SCALE = 4.0
+GUIDANCE_SCALE = 2.0
 """The guidance scale that the bundled model looks best with."""
 
 NOISE_SCHEDULE: dict[str, Any] = {
