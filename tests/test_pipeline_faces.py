@@ -273,6 +273,24 @@ def test_an_empty_negative_prompt_is_none_only_where_the_pipeline_makes_the_same
                 pipe("a cat", negative_prompt="")
 
 
+@pytest.mark.parametrize("name", ["Flux", "Wan", "StableAudio"])
+def test_a_pipeline_in_half_precision_is_built_and_jumps_in_its_own_dtypes(name: str, tmp_path: Path) -> None:
+    tiny, plan = TEXT_TO_ANYTHING[name], redi.Plan(STEPS, key_step=4, value_steps=(14,))
+    pipe = tiny.build(torch.bfloat16)
+    base = redi.build(pipe, PROMPTS, tmp_path / "base", plan=plan, noises=1, progress=False, **tiny.call)
+    identity = base.manifest.identity
+    assert (identity["dtype"], identity["latents"]["dtype"]) == ("bfloat16", "float32" if name == "Wan" else "bfloat16")
+    redi.enable(pipe, base, neighbors=1, **EVERY)
+    latents = pipe(PROMPTS[1], output_type="latent")[0]
+    redi.disable(pipe)
+    noise = base.noise_bank.latents.to(latents.dtype)
+    in_full = pipe(PROMPTS[1], latents=noise, num_inference_steps=STEPS, output_type="latent", **tiny.call)[0]
+    assert latents.dtype == in_full.dtype == (torch.float32 if name == "Wan" else torch.bfloat16)
+    assert distance(latents.float(), in_full.float()) < 3e-2
+    with pytest.raises(IncompatibleError, match="dtype"):
+        redi.enable(tiny.build(), base)
+
+
 def test_a_video_is_previewed_by_a_frame(tmp_path: Path) -> None:
     from PIL import Image
 

@@ -88,7 +88,7 @@ def pipeline_for(base: KnowledgeBase, *, model: str | None = None, device: str |
 
     Raises:
         InputError: The model is not there or does not load.
-        UnsupportedError: The base was built with a scheduler that has no short name.
+        UnsupportedError: The base was built with a scheduler that Diffusers does not have.
     """
     identity = base.manifest.identity
     try:
@@ -96,7 +96,8 @@ def pipeline_for(base: KnowledgeBase, *, model: str | None = None, device: str |
         dtype, recorded = identity["dtype"], identity["scheduler"]
         class_name = recorded["class"]
         config = {name: _NOT_FINITE.get(str(value), value) for name, value in recorded["config"].items()}
-        config["prediction_type"] = identity["prediction_type"]
+        if identity["prediction_type"] is not None:  # flow matching has none
+            config["prediction_type"] = identity["prediction_type"]
     except (KeyError, TypeError) as error:
         raise InputError(
             f"the manifest of {base.path} does not say {error}",
@@ -105,12 +106,15 @@ def pipeline_for(base: KnowledgeBase, *, model: str | None = None, device: str |
         ) from error
     if not model:
         raise InputError(f"{base.path} does not say which model it was built with", fix="name it: --model <folder>")
-    choice = next((each for each in SCHEDULERS.values() if each.class_name == class_name), None)
-    if choice is None:
-        names = ", ".join(each.class_name for each in SCHEDULERS.values())
-        raise UnsupportedError(f"{base.path} was built with the scheduler {class_name}", expected=f"one of {names}")
+    kind = getattr(import_module("diffusers"), class_name, None)
+    if kind is None:
+        raise UnsupportedError(
+            f"{base.path} was built with the scheduler {class_name}",
+            expected="one of Diffusers' own",
+            fix="open the pipeline yourself, give it that scheduler, and call redi.generate(pipe, kb, prompts)",
+        )
     pipe = _loaded(model, dtype)
-    pipe.scheduler = choice.kind.from_config(config)
+    pipe.scheduler = kind.from_config(config)
     return _placed(pipe, device)
 
 

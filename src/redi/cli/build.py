@@ -32,7 +32,7 @@ def build(
         str | None,
         typer.Option(help="More keys to record in the same pass.", metavar="N,N,...", callback=options.checked_steps),
     ] = None,
-    scheduler: options.Scheduler = "pndm",
+    scheduler: options.Scheduler = None,
     noises: Annotated[
         int, typer.Option(help="Noises in the bank: pictures that one prompt can give.", metavar="N")
     ] = 16,
@@ -82,6 +82,8 @@ def build(
       redi build --prompts captions.txt --out my-base
       redi build --model ./stable-diffusion-v1-5 --prompts captions.json --out sd15 \\
         --scheduler dpm --steps 20 --key-step 5 --value-steps 10,15
+      redi build --model ./wan2.1-t2v --prompts captions.txt --out wan --dtype bfloat16 \\
+        --argument height=480 --argument width=832 --argument num_frames=33
     """
     from redi.building import read_prompts
     from redi.plan import Plan

@@ -96,7 +96,13 @@ Model = Annotated[
 ]
 NewModel = Annotated[str, typer.Option("--model", help="What to build with.", metavar=f"FOLDER|HUB-ID|{MINIATURE}")]
 Scheduler = Annotated[
-    str, typer.Option("--scheduler", help="The sampler.", metavar="|".join(SCHEDULERS), callback=one_of(SCHEDULERS))
+    str | None,
+    typer.Option(
+        "--scheduler",
+        help="The sampler.  [default: the model's own]",
+        metavar="|".join(SCHEDULERS),
+        callback=one_of(SCHEDULERS),
+    ),
 ]
 Dtype = Annotated[
     str,
