@@ -10,7 +10,7 @@
 #   make bench-gate   measure what the default gate is chosen by
 #   make bench-style  measure styles that a base does not hold
 #   make figures  write the README's figures and picture from what demo and bench left
-#   make docs     write docs/cli.md from the help texts, docs/solvers.md from what the tests measure
+#   make docs     write docs/cli.md from the help texts, docs/solvers.md and docs/pipelines.md from the tests
 #   make clean    remove what the others made, .venv too
 #
 # PYTHON=python3.12 chooses the interpreter. TORCH_INDEX=https://download.pytorch.org/whl/cpu takes PyTorch without
@@ -75,6 +75,7 @@ figures: $(INSTALLED)
 docs: $(INSTALLED)
 	$(BIN)/python -m redi.cli.reference > docs/cli.md
 	$(BIN)/python tests/solver_table.py > docs/solvers.md.new && mv docs/solvers.md.new docs/solvers.md
+	HF_HUB_OFFLINE=1 $(BIN)/python tests/pipeline_table.py docs/pipelines.md
 
 clean:
 	rm -rf $(VENV) demo bench build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -24,6 +24,7 @@ DOCUMENTS = (
     "docs/cli.md",
     "docs/combining.md",
     "docs/solvers.md",
+    "docs/pipelines.md",
 )
 
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -126,7 +126,7 @@ def interrupt_at(last: int) -> Callable[..., dict[str, Tensor]]:
 @pytest.mark.parametrize(
     ("last", "jumped", "calls", "reason"),
     [
-        (1, False, 2, "the run ended before the key step; interrupted after 2 scheduler calls"),
+        (1, False, 2, "its run does not come through the key step; interrupted after 2 scheduler calls"),
         (4, True, 3, "interrupted after 5 scheduler calls"),
         (9, True, 5, "interrupted after 10 scheduler calls"),
         (11, True, 7, None),

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from redi.attachment import quiet, stock_call
 from redi.errors import IncompatibleError, UnsupportedError
-from redi.patching import patched, patched_networks
+from redi.patching import patched, patched_networks, siblings_of
 
 
 @dataclass(frozen=True)
@@ -134,11 +134,18 @@ def _run_to_first_step(pipe: Any, call: Callable[[], Any], *, evaluate: bool) ->
         try:
             call()
         except _Captured:
-            return Conditioning({name: tuple(recorded) for name, recorded in calls.items()})
+            return Conditioning(_with_siblings(pipe, {name: tuple(recorded) for name, recorded in calls.items()}))
     raise UnsupportedError(
         f"{type(pipe).__name__} ended without a scheduler step",
         expected="a pipeline that denoises with its scheduler",
     )
+
+
+def _with_siblings(pipe: Any, captured: dict[str, tuple[CapturedCall, ...]]) -> dict[str, tuple[CapturedCall, ...]]:
+    """Return the captured calls also under the names of networks of the same class that the first step does not reach:
+    the second expert of Wan 2.2 gets what the first one does."""
+    others = {other: calls for name, calls in captured.items() for other in siblings_of(pipe, name)}
+    return {**others, **captured}
 
 
 def _captured_call(network: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> CapturedCall:

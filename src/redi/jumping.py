@@ -116,7 +116,11 @@ class JumpPolicy(NoiseWatch):
 
     def __init__(self, base: KnowledgeBase, scheduler: Any, rule: JumpRule) -> None:
         super().__init__(
-            base, scheduler, rule.allow_stochastic, rule.key_step, before_key="the run ended before the key step"
+            base,
+            scheduler,
+            rule.allow_stochastic,
+            rule.key_step,
+            before_key="its run does not come through the key step",
         )
         self.rule = rule
 

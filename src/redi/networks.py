@@ -17,7 +17,7 @@ from torch import Tensor
 
 from redi.caches import refresh_caches, refuse_untested_caches, restored_caches
 from redi.conditioning import Conditioning
-from redi.patching import patched_networks
+from redi.patching import patched_networks, siblings_of
 from redi.rows import put_rows, rows_of_images, take_rows
 
 
@@ -171,12 +171,8 @@ class Networks:
     def _remembered(self, name: str, position: int) -> Any:
         """Return the answer at this position of a step, or that of a network of the same class (an expert that takes
         over while images sleep has none of its own, and theirs is not looked at); None if there is neither."""
-        answer = self._memory.get((name, position))
-        if answer is None:
-            kind = type(self._pipe.components[name])
-            peers = (other for other, part in self._pipe.components.items() if type(part) is kind)
-            answer = next((self._memory[peer, position] for peer in peers if (peer, position) in self._memory), None)
-        return answer
+        places = [(each, position) for each in (name, *siblings_of(self._pipe, name))]
+        return next((self._memory[place] for place in places if place in self._memory), None)
 
     def _count(self, images: Sequence[int] | None) -> None:
         """Count one call that evaluates these images (None: all)."""

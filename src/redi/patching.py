@@ -75,6 +75,21 @@ def patched_networks(pipe: Any, around: Callable[..., Any]) -> Iterator[None]:
         yield
 
 
+def siblings_of(pipe: Any, name: str) -> list[str]:
+    """Return the names of the other network components of the same class, such as the two experts of Wan 2.2."""
+    kind = _class_of(pipe.components[name])
+    return [
+        other
+        for other, part in pipe.components.items()
+        if other != name and isinstance(part, nn.Module) and _class_of(part) is kind
+    ]
+
+
+def _class_of(network: nn.Module) -> Any:
+    """Return a network's class, past the wrapper of ``torch.compile(network)``."""
+    return type(getattr(network, "_orig_mod", network))
+
+
 def _call_named(
     around: Callable[..., Any],
     name: str,
@@ -96,6 +111,5 @@ def _hidden_signature(network: nn.Module, entry: str) -> inspect.Signature | Non
     shown = inspect.signature(getattr(network, entry)).parameters.values()
     if all(parameter.kind is not parameter.VAR_POSITIONAL for parameter in shown):
         return None
-    stock: Any = type(getattr(network, "_orig_mod", network))
-    whole = inspect.signature(stock.forward)
+    whole = inspect.signature(_class_of(network).forward)
     return whole.replace(parameters=list(whole.parameters.values())[1:])
