@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler
+from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler, LMSDiscreteScheduler
 from torch import Tensor
 
 import closed_form
@@ -102,6 +102,11 @@ def test_settings_of_a_registered_scheduler_that_were_not_named_are_refused() ->
         (MyEuler(), TwoCallFacts(), "12 timesteps for 12 steps"),
         (type("MyHeun", (HeunDiscreteScheduler,), {})(), SolverFacts(), "23 timesteps for 12 steps"),
         (object(), SolverFacts(), "has no set_timesteps"),
+        (
+            type("MyLMS", (LMSDiscreteScheduler,), {})(),
+            MultistepFacts(),
+            "fails in a trial run: (?s:.*)_sigma_to_alpha",
+        ),
     ],
     ids=lambda value: type(value).__name__,
 )

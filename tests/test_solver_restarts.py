@@ -112,14 +112,23 @@ def test_a_jump_to_the_last_step_has_no_second_call_and_makes_an_euler_step() ->
     assert torch.equal(again, euler)
 
 
-def test_images_that_jump_to_different_steps_each_take_their_own_first_step_again() -> None:
-    """Each ends where it ends alone, float rounding aside."""
-    pipe, own = closed_form.loop(PNDM.scheduler()), Watcher()
+@pytest.mark.parametrize(
+    "case",
+    [PNDM, *map(Case, ("UniPCMultistep", "LMSDiscrete", "HeunDiscrete", "KDPM2Discrete", "FlowMatchHeunDiscrete"))],
+    ids=lambda case: case.kind,
+)
+def test_images_that_jump_to_different_steps_or_not_at_all_each_end_where_they_end_alone(case: Case) -> None:
+    """Float rounding aside, which follows the size of the batch."""
+    means, x_T = (torch.cat([each, each[:1]]) for each in (MEANS, X_T))
+    pipe, own = closed_form.loop(case.scheduler()), Watcher()
     with run(pipe, own):
-        pipe(MEANS, X_T, PNDM.steps)
-    steps = (30, 40)
-    alone = [jumped(pipe, PNDM, step, own.seen[step])[0][image] for image, step in enumerate(steps)]
-    mixed = Watcher(10, lambda latents: [Jump(step, own.seen[step][image]) for image, step in enumerate(steps)])
-    with run(pipe, mixed):
-        together = pipe(MEANS, X_T, PNDM.steps)
-    assert distance(together, torch.stack(alone)) < 1e-6
+        pipe(means, x_T, case.steps)
+    steps = (14, None, 17)
+
+    def end(images: list[int]) -> Tensor:
+        """Return where these images end, together in a batch."""
+        jumps = [steps[image] and Jump(steps[image], own.seen[steps[image]][image]) for image in images]
+        with run(pipe, Watcher(case.key_step, lambda latents: jumps)):
+            return pipe(means[images], x_T[images], case.steps)
+
+    assert distance(end([0, 1, 2]), torch.cat([end([0]), end([1]), end([2])])) < 1e-6

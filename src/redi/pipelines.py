@@ -46,8 +46,13 @@ SCHEDULERS: Mapping[str, SchedulerChoice] = {
     "dpm": SchedulerChoice("DPMSolverMultistepScheduler"),
     "unipc": SchedulerChoice("UniPCMultistepScheduler"),
     "euler": SchedulerChoice("EulerDiscreteScheduler"),
+    "dpm-single": SchedulerChoice("DPMSolverSinglestepScheduler", {"lower_order_final": True}),
+    "deis": SchedulerChoice("DEISMultistepScheduler"),
+    "lms": SchedulerChoice("LMSDiscreteScheduler"),
+    "heun": SchedulerChoice("HeunDiscreteScheduler"),
+    "kdpm2": SchedulerChoice("KDPM2DiscreteScheduler"),
 }
-"""Short names, as in ``redi build --scheduler``; "dpm" is DPM-Solver++(2M)."""
+"""Short names, as in ``redi build --scheduler``; "dpm" is DPM-Solver++(2M). "lms" needs SciPy."""
 
 
 def load_pipeline(
@@ -88,7 +93,7 @@ def pipeline_for(base: KnowledgeBase, *, model: str | None = None, device: str |
 
     Raises:
         InputError: The model is not there or does not load.
-        UnsupportedError: The base was built with a scheduler that Diffusers does not have.
+        UnsupportedError: The base was built with a scheduler that is not admitted, or that holds a function.
     """
     identity = base.manifest.identity
     try:
@@ -106,12 +111,14 @@ def pipeline_for(base: KnowledgeBase, *, model: str | None = None, device: str |
         ) from error
     if not model:
         raise InputError(f"{base.path} does not say which model it was built with", fix="name it: --model <folder>")
-    kind = getattr(import_module("diffusers"), class_name, None)
-    if kind is None:
+    from redi.solvers.admitted import admitted_names, class_named
+
+    kind = class_named(class_name)
+    if kind is None or "function" in config.values():
         raise UnsupportedError(
-            f"{base.path} was built with the scheduler {class_name}",
-            expected="one of Diffusers' own",
-            fix="open the pipeline yourself, give it that scheduler, and call redi.generate(pipe, kb, prompts)",
+            f"{base.path} was built with the scheduler {class_name}" + (" and a function of yours" if kind else ""),
+            expected=f"what a manifest can tell: one of {', '.join(admitted_names())}",
+            fix="open the pipeline yourself and call redi.generate(pipe, kb, prompts)",
         )
     pipe = _loaded(model, dtype)
     pipe.scheduler = kind.from_config(config)

@@ -13,7 +13,7 @@ from redi.errors import InputError, UnsupportedError
 from redi.solvers.admitted import admit, class_named
 from redi.solvers.facts import Restart, SolverFacts, twin
 
-_STEPS, _KEY, _VALUE = 12, 3, 8
+_STEPS, _VALUE = 12, 8
 _MOST_LOST = 0.05
 """Of a trial's latents, how much a restart may change; a stale or lagging history changes more than its size."""
 
@@ -43,7 +43,12 @@ def register(scheduler: Any, facts: SolverFacts) -> None:
     if class_named(kind.__name__) is not None:
         raise InputError(f"{kind.__name__}, which is already admitted", expected="another class")
     _check_form(scheduler)
-    _check_trial(copy.deepcopy(scheduler), facts)
+    try:
+        _check_trial(copy.deepcopy(scheduler), facts)
+    except UnsupportedError:
+        raise
+    except Exception as error:  # whatever a scheduler of the user's, or facts that do not fit it, may raise
+        _break_promise(scheduler, f"fails in a trial run: {type(error).__name__}: {error}", "a run without errors")
     admit(kind, facts)
 
 
