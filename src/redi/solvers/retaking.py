@@ -2,7 +2,7 @@
 
 A multistep solver has no history at x_v, so its first step there is an Euler step, whose error stays to the end. The
 second call answers what that step had to guess. With both answers the step from x_v is taken again, to second order,
-and the solver goes on from there: not a call more, and 2 to 7 times less of it is usual (docs/solvers.md). Only what
+and the solver goes on from there: not a call more, and usually 2 to 7 times nearer (docs/solvers.md). Only what
 was evaluated after the jump is used, so it does not matter how far the neighbour was.
 """
 
