@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from peft import LoraConfig
 from torch import Tensor
 
 import redi
@@ -271,6 +272,16 @@ def test_an_empty_negative_prompt_is_none_only_where_the_pipeline_makes_the_same
         else:
             with pytest.raises(IncompatibleError, match="negative_prompt"):
                 pipe("a cat", negative_prompt="")
+
+
+def test_an_adapter_that_is_loaded_or_scaled_is_noticed_on_a_transformer(flux_base: redi.KnowledgeBase) -> None:
+    pipe = TEXT_TO_ANYTHING["Flux"].build()
+    redi.enable(pipe, flux_base, **EVERY)
+    pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"]), adapter_name="ink")
+    with pytest.raises(IncompatibleError, match=r"adapters\.transformer:\n.*\(not there\)"):
+        pipe(NEW[0])
+    pipe.transformer.delete_adapters("ink")
+    pipe(NEW[0])
 
 
 @pytest.mark.parametrize("name", ["Flux", "Wan", "StableAudio"])

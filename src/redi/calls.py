@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from typing import Any
 
 import torch
 
-from redi.attachment import stock_call, stock_class
+from redi.attachment import stock_class
 from redi.errors import InputError
 
 _FREE = frozenset(
@@ -34,14 +35,15 @@ def is_free(name: str) -> bool:
     return name in _FREE or name.startswith(("prompt", "callback")) or per_prompt
 
 
-def parameters_of(pipe: Any) -> dict[str, inspect.Parameter]:
+def parameters_of(pipe: Any) -> Mapping[str, inspect.Parameter]:
     """Return the named parameters of the pipeline's stock call."""
-    of_all = inspect.signature(stock_call(pipe)).parameters
-    return {
-        name: parameter
-        for name, parameter in of_all.items()
-        if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
-    }
+    return _parameters(stock_class(pipe))
+
+
+@functools.cache
+def _parameters(kind: Any) -> Mapping[str, inspect.Parameter]:
+    _, *parameters = inspect.signature(kind.__call__).parameters.values()
+    return {each.name: each for each in parameters if each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)}
 
 
 def checked_arguments(pipe: Any, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from redi.calls import arguments_from, is_free, is_same, left_out, parameters_of, same_as_none
 from redi.errors import IncompatibleError, KnowledgeBaseError, UnsupportedError
-from redi.identity import compared, identity_of, standing_identity
+from redi.identity import called_identity, compared, standing_identity
 from redi.knowledge_base import Difference, KnowledgeBase, describe_differences, differences
 from redi.solvers import facts_for
 
@@ -49,7 +49,7 @@ def pipeline_differences(base: KnowledgeBase, pipe: Any) -> list[Difference]:
     found = differences({name: value for name, value in built.items() if name in standing}, standing)
     if found:  # such a pipeline may not even take the arguments
         return found
-    return differences(built, compared(identity_of(pipe, **arguments_from(pipe, recorded))))
+    return differences(built, {**standing, **called_identity(pipe, standing, arguments_from(pipe, recorded))})
 
 
 def check_pipeline(base: KnowledgeBase, pipe: Any, *, allow_stochastic: bool = False) -> None:

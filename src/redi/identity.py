@@ -50,7 +50,19 @@ def identity_of(pipe: Any, *, revision: str | None = None, **call: Any) -> dict[
         InputError: The pipeline does not take such arguments.
         PlanError: Its schedule has another number of steps than was asked for.
     """
-    arguments, standing = checked_arguments(pipe, call), standing_identity(pipe)
+    standing = standing_identity(pipe)
+    information = {
+        "model": _model_name(pipe),
+        "revision": revision or _cached_revision(pipe),
+        "versions": library_versions(),
+    }
+    return {**standing, **called_identity(pipe, standing, call), INFORMATION: information}
+
+
+def called_identity(pipe: Any, standing: Mapping[str, Any], call: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of an identity that depends on what the pipeline is called with, ``call``, ``latents`` and
+    ``schedule``; ``standing`` is the other part. Arguments and errors as of :func:`identity_of`."""
+    arguments = checked_arguments(pipe, call)
     sides = {"height", "width"} & parameters_of(pipe).keys()
     if len(sides - arguments.keys()) == 1:  # Stable Diffusion forgets one side where it is not given the other
         (other,) = sides - arguments.keys()
@@ -60,7 +72,6 @@ def identity_of(pipe: Any, *, revision: str | None = None, **call: Any) -> dict[
     latents = getattr(getattr(pipe, "vae", None), "config", {})
     sigmas = {} if rehearsal.sigmas is None else {"sigmas": list(rehearsal.sigmas)}
     return {
-        **standing,
         "call": recorded_call(pipe, arguments, rehearsal.checked),
         "latents": {
             "shape": list(rehearsal.shape),
@@ -69,11 +80,6 @@ def identity_of(pipe: Any, *, revision: str | None = None, **call: Any) -> dict[
             "shift_factor": json_value(latents.get("shift_factor")),
         },
         "schedule": {"timesteps": list(rehearsal.timesteps), **sigmas},
-        INFORMATION: {
-            "model": _model_name(pipe),
-            "revision": revision or _cached_revision(pipe),
-            "versions": library_versions(),
-        },
     }
 
 

@@ -151,7 +151,7 @@ class _Watch:
 
 def _numbers(values: Any) -> tuple[float, ...]:
     """Return numbers to six digits, so that they do not depend on where they were computed."""
-    return tuple(float(f"{float(value):.6g}") for value in values)
+    return tuple(float(f"{value:.6g}") for value in torch.as_tensor(values).flatten().tolist())
 
 
 @contextmanager
