@@ -26,7 +26,7 @@ from redi.engine import Jump, run
 from redi.identity import identity_of
 from redi.knowledge_base import EntryBatch, KnowledgeBase, Manifest, NoiseBank
 from tiny import Watcher
-from tiny_pipelines import TEXT_TO_ANYTHING, Tiny
+from tiny_pipelines import FROM_PICTURE, TEXT_TO_ANYTHING, Tiny
 
 PLAN = redi.Plan(8, key_step=3, value_steps=(6,))
 PROMPTS = ("a red cat", "a big dog")
@@ -57,6 +57,14 @@ class Case:
         ]
         return self.bank.latents.to(getattr(torch, latents["dtype"]))
 
+    def start(self, images: Sequence[int] = (0, 1), dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+        """Return arguments that let images start from these noises, and a picture be encoded the same each time."""
+        places = list(images)
+        if not self.tiny.takes_latents:
+            return {"generator": [torch.Generator().manual_seed(SEEDS[place]) for place in places]}
+        of_picture = [torch.Generator().manual_seed(0) for _ in places] if "image" in self.tiny.call else None
+        return {"latents": self.noises(dtype)[places], "generator": of_picture}
+
     def call(self, prompts: Sequence[str] = PROMPTS, guided: bool = True, **more: Any) -> dict[str, Any]:
         """Return a whole call of the untouched pipeline that ends in latents."""
         texts = {
@@ -72,7 +80,7 @@ class Case:
 
     def _full(self, guided: bool = True, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Watcher]:
         """Return what the pipeline makes of both prompts, each from its own noise, and what it passes through."""
-        pipe, watcher, call = self.pipe(dtype), Watcher(), self.call(guided=guided, latents=self.noises(dtype))
+        pipe, watcher, call = self.pipe(dtype), Watcher(), self.call(guided=guided, **self.start(dtype=dtype))
         with run(pipe, watcher):
             samples = self.samples(pipe(**call))
         return samples, watcher
@@ -81,13 +89,15 @@ class Case:
         """Return a base that holds these two trajectories."""
         _, watcher = self.full(guided, dtype)
         identity = identity_of(self.pipe(dtype), num_inference_steps=PLAN.num_inference_steps, **self.arguments(guided))
-        references = {PLAN.key_step: self.bank.latents.clone()}
+        shared = self.tiny.takes_latents
+        bank = self.bank if shared else NoiseBank.draw((), self.tiny.shape)
+        references = {PLAN.key_step: bank.latents.clone()}
         path = Path(tempfile.mkdtemp(dir=self.folder)) / "base"
-        kind = {"kind": "shared", "seeds": list(SEEDS)}
-        base = KnowledgeBase.create(path, Manifest(PLAN, identity, self.tiny.shape, kind), self.bank, references)
+        kind = {"kind": "shared" if shared else "independent", "seeds": list(bank.seeds)}
+        base = KnowledgeBase.create(path, Manifest(PLAN, identity, self.tiny.shape, kind), bank, references)
         seen = {step: watcher.seen[step].float() for step in (PLAN.key_step, *PLAN.value_steps)}
         keys = {PLAN.key_step: seen.pop(PLAN.key_step)}
-        base.add_unit(0, EntryBatch(list(PROMPTS), [0, 1], list(SEEDS), keys, seen))
+        base.add_unit(0, EntryBatch(list(PROMPTS), [0, 1] if shared else [-1, -1], list(SEEDS), keys, seen))
         return base
 
     def enabled(self, pipe: Any, guided: bool = True, limit: float = float("inf")) -> Any:
@@ -125,6 +135,13 @@ def counted(pipe: Any) -> Iterator[list[str]]:
             del network.forward
 
 
+def again(call: dict[str, Any]) -> dict[str, Any]:
+    """Return the call, its generators as they were before the first time."""
+    for generator in call.get("generator") or ():
+        generator.manual_seed(generator.initial_seed())
+    return call
+
+
 def far(one: Tensor, other: Tensor) -> float:
     """Return the largest relative distance of a sample."""
     one, other = one.float().flatten(1), other.float().flatten(1)
@@ -141,11 +158,11 @@ def calls_are_counted(case: Case, guided: bool = True) -> str:
     """A jump from step 3 to 6 of 8 saves the calls of three steps, and the reports tell the calls that were made."""
     pipe = case.pipe()
     with counted(pipe) as of_full:
-        pipe(**case.call(guided=guided, latents=case.bank.latents))
+        pipe(**case.call(guided=guided, **case.start()))
     with case.enabled(pipe, guided), counted(pipe) as of_jump:
-        pipe(**case.call(guided=guided, latents=case.bank.latents))
+        pipe(**case.call(guided=guided, **case.start()))
         reports = redi.reports(pipe)
-    assert len(of_full) * 5 == len(of_jump) * 8
+    assert len(of_full) * (5 - case.tiny.begins) == len(of_jump) * (8 - case.tiny.begins)
     assert [(each.calls, each.full_calls, each.jumped) for each in reports] == [(len(of_jump), len(of_full), True)] * 2
     return f"{len(of_jump)} of {len(of_full)}"
 
@@ -153,9 +170,9 @@ def calls_are_counted(case: Case, guided: bool = True) -> str:
 def an_exact_value_gives_the_full_sample(case: Case, guided: bool = True, dtype: torch.dtype = torch.float32) -> str:
     """Jumping to what the trajectory itself passes through ends where it ends."""
     full, own = case.full(guided, dtype)
-    pipe, call = case.pipe(dtype), case.call(guided=guided, latents=case.noises(dtype))
+    pipe, call = case.pipe(dtype), case.call(guided=guided, **case.start(dtype=dtype))
     with run(pipe, Watcher(3, lambda latents: [Jump(6, row) for row in own.seen[6]])):
-        jumped = case.samples(pipe(**call))
+        jumped = case.samples(pipe(**again(call)))
     single_step = ("DDIM", "EulerDiscrete", "FlowMatchEuler")
     assert torch.equal(jumped, full) or not type(pipe.scheduler).__name__.startswith(single_step)
     distance = far(jumped, full)
@@ -164,15 +181,20 @@ def an_exact_value_gives_the_full_sample(case: Case, guided: bool = True, dtype:
 
 
 def a_prompt_of_the_base_is_retrieved(case: Case, guided: bool = True, dtype: torch.dtype = torch.float32) -> str:
-    """An enabled pipeline draws its noise from the bank and ends as in full, but for the base's float16."""
+    """An enabled pipeline takes what the base was built with, its noises too where it starts from noise alone, and ends
+    as in full but for the base's float16."""
     full, _ = case.full(guided, dtype)
-    pipe, seeds = case.pipe(dtype), _seeds_that_choose(case.bank, case.noises(dtype))
+    pipe, start = case.pipe(dtype), case.start(dtype=dtype)
+    pictures = {name: value for name, value in case.tiny.call.items() if isinstance(value, Tensor)}
+    if not pictures:
+        seeds = _seeds_that_choose(case.bank, case.noises(dtype))
+        start = {"generator": [torch.Generator().manual_seed(seed) for seed in seeds]}
     with case.enabled(pipe, guided):
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        jumped = case.samples(pipe(prompt=list(PROMPTS), generator=generators, output_type="latent"))
+        jumped = case.samples(pipe(prompt=list(PROMPTS), output_type="latent", **start, **pictures))
         reports = redi.reports(pipe)
     found = [(each.jumped, each.noise_id, each.neighbors[0].prompt) for each in reports]
-    assert found == [(True, place, prompt) for place, prompt in enumerate(PROMPTS)]
+    noise_ids = [0, 1] if case.tiny.takes_latents else [None, None]
+    assert found == list(zip([True, True], noise_ids, PROMPTS, strict=True))
     distance = far(jumped, full)
     assert distance < 0.1
     return told(distance)
@@ -191,11 +213,11 @@ def _seeds_that_choose(bank: NoiseBank, noises: Tensor) -> list[int]:
 def abstaining_is_as_untouched(case: Case, guided: bool = True, dtype: torch.dtype = torch.float32) -> str:
     """Beyond the gate a call makes the calls of the untouched pipeline and its samples, bit for bit."""
     pipe = case.pipe(dtype)
-    call = case.call([OTHER, OTHER], guided, latents=case.noises(dtype))
+    call = case.call([OTHER, OTHER], guided, **case.start(dtype=dtype))
     with counted(pipe) as of_plain:
-        plain = case.samples(pipe(**call))
+        plain = case.samples(pipe(**again(call)))
     with case.enabled(pipe, guided, limit=0.0), counted(pipe) as of_abstaining:
-        abstaining = case.samples(pipe(**call))
+        abstaining = case.samples(pipe(**again(call)))
         assert [each.jumped for each in redi.reports(pipe)] == [False, False]
     assert torch.equal(plain, abstaining)
     assert of_plain == of_abstaining
@@ -209,7 +231,7 @@ def a_prompt_swapped_in_the_tail_is_the_second_prompts_tail(case: Case, guided: 
 
     def jumped(prompts: Sequence[str], tail: Any = None) -> Tensor:
         with run(pipe, Watcher(3, lambda latents: [Jump(6, row) for row in own.seen[6]]), tail_conditioning=tail):
-            return case.samples(pipe(**case.call(prompts, guided, latents=case.bank.latents)))
+            return case.samples(pipe(**case.call(prompts, guided, **case.start())))
 
     swapped = jumped(PROMPTS, capture(pipe, **case.call(second, guided)))
     assert torch.equal(swapped, jumped(second))
@@ -230,17 +252,18 @@ def every_sample_of_a_batch_is_decided_alone(case: Case) -> str:
     """Two prompts, two samples each: those of the base's own prompts and noises jump, the others abstain; each ends
     as it does alone."""
     pipe = case.pipe()
-    noises = case.bank.latents[[0, 1, 0, 1]]
+    noises = (0, 1, 0, 1)
     several = {case.tiny.several: 2}
     own, other = case.full()[1].seen[3], Watcher()
     with run(pipe, other):
-        pipe(**case.call(PROMPTS[::-1], latents=case.bank.latents))
+        pipe(**case.call(PROMPTS[::-1], **case.start()))
     limit = float((own - other.seen[3]).flatten(1).norm(dim=1).min()) / 2
     with case.enabled(pipe, limit=limit):
-        together = case.samples(pipe(**case.call(latents=noises, **several)))
+        together = case.samples(pipe(**case.call(**case.start(noises), **several)))
         reports = redi.reports(pipe)
         prompts = [prompt for prompt in PROMPTS for _ in range(2)]
-        alone = [case.samples(pipe(**case.call([prompt], latents=noises[[i]]))) for i, prompt in enumerate(prompts)]
+        calls = [case.call([prompt], **case.start([place])) for prompt, place in zip(prompts, noises, strict=True)]
+        alone = [case.samples(pipe(**call)) for call in calls]
     assert [each.jumped for each in reports] == [True, False, False, True]
     assert [each.prompt for each in reports] == prompts
     assert [each.calls < each.full_calls for each in reports] == [True, False, False, True]
@@ -269,14 +292,14 @@ def callbacks_see_the_whole_schedule(case: Case) -> str:
     def legacy(step: int, timestep: Any, latents: Tensor) -> None:
         seen.append((step, float(timestep), tuple(latents.shape)))
 
-    call = case.call(latents=case.bank.latents, **{name: legacy if name == "callback" else on_step_end})
-    pipe(**call)
+    call = case.call(**case.start(), **{name: legacy if name == "callback" else on_step_end})
+    pipe(**again(call))
     untouched = seen.copy()
     seen.clear()
     with case.enabled(pipe):
-        pipe(**call)
+        pipe(**again(call))
     assert seen == untouched
-    assert [step for step, _, _ in seen] == list(range(8))
+    assert [step for step, _, _ in seen] == list(range(8 - case.tiny.begins))
     return name
 
 
@@ -285,14 +308,14 @@ def every_output_type_is_the_pipelines_own(case: Case) -> str:
     pipe = case.pipe()
     types = ("latent", *case.tiny.output_types)
     forms = [{"output_type": kind, "return_dict": flag} for kind in types for flag in (True, False)]
-    calls = [case.call([OTHER], latents=case.bank.latents[:1], **form) for form in forms]
-    plain = [pipe(**call) for call in calls]
+    calls = [case.call([OTHER], **case.start([0]), **form) for form in forms]
+    plain = [pipe(**again(call)) for call in calls]
     with case.enabled(pipe, limit=0.0):
         for call, of_plain in zip(calls, plain, strict=True):
-            assert same(pipe(**call), of_plain)
+            assert same(pipe(**again(call)), of_plain)
     with case.enabled(pipe):
         for call, of_plain in zip(calls, plain, strict=True):
-            assert alike(pipe(**call), of_plain)
+            assert alike(pipe(**again(call)), of_plain)
     return ", ".join(types)
 
 
@@ -327,19 +350,19 @@ def alike(one: Any, other: Any) -> bool:
 def it_saves_and_loads_after_enable_and_disable(case: Case) -> str:
     """Saved enabled or disabled, it loads as the stock class, makes the same samples and fits the base."""
     pipe = copy.copy(case.pipe())
-    call = case.call(latents=case.bank.latents)
+    call = case.call(**case.start())
     with case.enabled(pipe):
-        jumped = case.samples(pipe(**call))
+        jumped = case.samples(pipe(**again(call)))
         pipe.save_pretrained(case.folder / "enabled")
     loaded = type(case.pipe()).from_pretrained(case.folder / "enabled")
     loaded.set_progress_bar_config(disable=True)
     assert type(loaded) is type(case.pipe())
     with case.enabled(loaded):
-        assert far(case.samples(loaded(**call)), jumped) < 1e-5
+        assert far(case.samples(loaded(**again(call))), jumped) < 1e-5
     pipe.save_pretrained(case.folder / "disabled")
-    again = type(case.pipe()).from_pretrained(case.folder / "disabled")
-    again.set_progress_bar_config(disable=True)
-    assert far(case.samples(again(**call)), case.full()[0]) < 1e-5
+    stock = type(case.pipe()).from_pretrained(case.folder / "disabled")
+    stock.set_progress_bar_config(disable=True)
+    assert far(case.samples(stock(**again(call))), case.full()[0]) < 1e-5
     return "yes"
 
 
@@ -356,7 +379,7 @@ CLAIMS: Mapping[str, Callable[[Case], str]] = {
     "output types": every_output_type_is_the_pipelines_own,
     "save and load": it_saves_and_loads_after_enable_and_disable,
 }
-PIPELINES: Mapping[str, Tiny] = {**TEXT_TO_ANYTHING}
+PIPELINES: Mapping[str, Tiny] = {**TEXT_TO_ANYTHING, **FROM_PICTURE}
 
 
 class Matrix:

@@ -345,7 +345,7 @@ def test_what_the_pipeline_sets_up_is_asked_once_as_long_as_it_stays_as_it_is(pi
         ({"prompt": "a cat"}, "prompt as an argument of every call"),
         ({"latents": torch.zeros(1)}, "latents as an argument of every call"),
         ({"hight": 16}, "one of height, width"),
-        ({"ip_adapter_image": torch.zeros(1)}, "numbers, text, and lists of them"),
+        ({"ip_adapter_image": torch.zeros(1)}, "numbers, text, pictures, and lists of them"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

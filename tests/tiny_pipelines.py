@@ -16,6 +16,7 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLWan,
     AutoencoderOobleck,
+    ControlNetModel,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
@@ -31,7 +32,12 @@ from diffusers import (
     StableAudioPipeline,
     StableAudioProjectionModel,
     StableDiffusion3Pipeline,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLInpaintPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
     UniPCMultistepScheduler,
@@ -73,6 +79,8 @@ class Tiny:
         several: Name of its argument for several samples of one prompt.
         output: Name of the samples in what it returns.
         output_types: What its ``output_type`` may be, decoded ones; "latent" goes for all.
+        begins: Completed steps at which it begins, of eight: image-to-image begins inside the schedule.
+        takes_latents: Whether it starts from latents that it is given; otherwise from a noised picture.
     """
 
     make: Callable[[], Any]
@@ -83,6 +91,8 @@ class Tiny:
     several: str = "num_images_per_prompt"
     output: str = "images"
     output_types: tuple[str, ...] = ("pil", "np", "pt")
+    begins: int = 0
+    takes_latents: bool = True
 
     def build(self, dtype: torch.dtype = torch.float32) -> Any:
         """Return the pipeline, on the CPU, its progress bar hidden; the global random state stays as it was."""
@@ -405,6 +415,40 @@ def stable_audio() -> StableAudioPipeline:
     )
 
 
+def picture(seed: int, channels: int = 3) -> torch.Tensor:
+    """Return a picture of noise, (1, channels, 16, 16) between 0 and 1."""
+    return torch.rand(1, channels, 16, 16, generator=torch.Generator().manual_seed(seed))
+
+
+def image_to_image() -> StableDiffusionImg2ImgPipeline:
+    """SD's shape, from a picture that is noised."""
+    return StableDiffusionImg2ImgPipeline(**sd_parts(), requires_safety_checker=False)
+
+
+def image_to_image_xl() -> StableDiffusionXLImg2ImgPipeline:
+    """SDXL's shape, from a picture that is noised."""
+    return StableDiffusionXLImg2ImgPipeline(**sdxl_parts())
+
+
+def inpaint() -> StableDiffusionInpaintPipeline:
+    """SD's shape, with a U-Net that sees mask and masked picture."""
+    return StableDiffusionInpaintPipeline(**{**sd_parts(), "unet": unet(9)}, requires_safety_checker=False)
+
+
+def inpaint_xl() -> StableDiffusionXLInpaintPipeline:
+    """SDXL's shape, the plain U-Net: what is not masked is put back after every step."""
+    return StableDiffusionXLInpaintPipeline(**sdxl_parts())
+
+
+def controlnet() -> StableDiffusionControlNetPipeline:
+    """SD's shape, with a second network whose features are added."""
+    parts = sd_parts()
+    control = ControlNetModel.from_unet(parts["unet"], conditioning_embedding_out_channels=(4, 8))
+    for layer in (*control.controlnet_down_blocks, control.controlnet_mid_block):
+        torch.nn.init.normal_(layer.weight)  # else zero, and the control does nothing
+    return StableDiffusionControlNetPipeline(**parts, controlnet=control, requires_safety_checker=False)
+
+
 SQUARE = {"height": 16, "width": 16}
 VIDEO = {"height": 32, "width": 32, "num_frames": 5, "max_sequence_length": TOKENS}
 
@@ -439,4 +483,17 @@ TEXT_TO_ANYTHING: Mapping[str, Tiny] = {
     "StableAudio": Tiny(
         stable_audio, (4, 8), several="num_waveforms_per_prompt", output="audios", output_types=("np", "pt")
     ),
+}
+
+MASKED = {"image": picture(1), "mask_image": (picture(2, 1) > 0.5).float(), "strength": 1.0, **SQUARE}
+FROM_PICTURE: Mapping[str, Tiny] = {
+    "StableDiffusionImg2Img": Tiny(
+        image_to_image, call={"image": picture(1), "strength": 0.9}, begins=1, takes_latents=False
+    ),
+    "StableDiffusionXLImg2Img": Tiny(
+        image_to_image_xl, call={"image": picture(1), "strength": 0.9}, begins=1, takes_latents=False
+    ),
+    "StableDiffusionInpaint": Tiny(inpaint, call=MASKED),
+    "StableDiffusionXLInpaint": Tiny(inpaint_xl, call=MASKED),
+    "StableDiffusionControlNet": Tiny(controlnet, call={"image": picture(1), "control_guidance_end": 0.5}),
 }

@@ -100,7 +100,7 @@ def draw_noise_through(pipe: Any, supplier: NoiseSupplier) -> Iterator[None]:
 
     The pipeline still makes its own draw first, which tells the shape and moves the user's generators on as without
     redi; then ``supplier(shape, dtype, device)`` replaces it by unit noise, which the pipeline scales. Latents given
-    by the user, and calls that start from an image, are left alone.
+    by the user, and calls that start from an image, are left alone; inpainting at full strength starts from noise.
 
     Raises:
         UnsupportedError: The pipeline has no ``prepare_latents``.
@@ -117,7 +117,8 @@ def draw_noise_through(pipe: Any, supplier: NoiseSupplier) -> Iterator[None]:
         signature = inspect.signature(prepare_latents)
         call = signature.bind(*args, **kwargs)
         given = call.arguments
-        if "latents" not in signature.parameters or given.get("latents") is not None or given.get("image") is not None:
+        from_picture = given.get("image") is not None and not given.get("is_strength_max")
+        if "latents" not in signature.parameters or given.get("latents") is not None or from_picture:
             return prepared
         drawn = prepared[0] if isinstance(prepared, tuple) else prepared
         noise = supplier(tuple(drawn.shape), drawn.dtype, drawn.device)

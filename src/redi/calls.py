@@ -12,6 +12,7 @@ import torch
 
 from redi.attachment import stock_class
 from redi.errors import InputError
+from redi.pictures import is_picture, is_written, written
 
 _FREE = frozenset(
     {
@@ -82,10 +83,10 @@ def _check(name: str, value: Any, default: Any) -> None:
         raise InputError(f"{name}={value!r}", expected="a number")
     if number and not math.isfinite(value):
         raise InputError(f"{name}={value!r}", expected="a finite number")
-    if not _is_plain(value):
+    if not _is_plain(value) and not is_picture(value):
         raise InputError(
             f"{name} of type {type(value).__name__}",
-            expected="numbers, text, and lists of them: a base writes down what its pipeline was called with",
+            expected="numbers, text, pictures, and lists of them: a base writes down what its pipeline was called with",
         )
 
 
@@ -114,7 +115,7 @@ def recorded_call(pipe: Any, given: Mapping[str, Any], checked: Mapping[str, flo
         if value is None:
             value = checked.get(name)
         if value is not None or given.get(name, ...) is None:
-            recorded[name] = json_value(value)
+            recorded[name] = json_value(written(value))
     return recorded
 
 
@@ -126,7 +127,13 @@ def same_as_none(pipe: Any, name: str, value: Any) -> Any:
 
 
 def arguments_from(pipe: Any, recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments to call a pipeline with, from JSON; those that are the pipeline's defaults are left out."""
+    """Return the arguments to call a pipeline with, from JSON; those that are the pipeline's defaults are left out, and
+    pictures, of which JSON holds a hash."""
+    return {name: value for name, value in written_arguments(pipe, recorded).items() if not is_written(value)}
+
+
+def written_arguments(pipe: Any, recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the same arguments, also the pictures, as they are written down."""
     found = {}
     for name, parameter in parameters_of(pipe).items():
         if name in recorded and not is_same(recorded[name], parameter.default):

@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from redi.calls import arguments_from, is_free, is_same, left_out, parameters_of, same_as_none
+from redi.calls import arguments_from, is_free, is_same, left_out, parameters_of, same_as_none, written_arguments
 from redi.errors import IncompatibleError, KnowledgeBaseError, UnsupportedError
 from redi.identity import called_identity, compared, standing_identity
 from redi.knowledge_base import Difference, KnowledgeBase, describe_differences, differences
+from redi.pictures import written
 from redi.solvers import facts_for
 
 _FIX = "give the pipeline and its call what the base was built with, or build a base for what you have"
@@ -49,7 +50,7 @@ def pipeline_differences(base: KnowledgeBase, pipe: Any) -> list[Difference]:
     found = differences({name: value for name, value in built.items() if name in standing}, standing)
     if found:  # such a pipeline may not even take the arguments
         return found
-    return differences(built, {**standing, **called_identity(pipe, standing, arguments_from(pipe, recorded))})
+    return differences(built, {**standing, **called_identity(pipe, standing, written_arguments(pipe, recorded))})
 
 
 def check_pipeline(base: KnowledgeBase, pipe: Any, *, allow_stochastic: bool = False) -> None:
@@ -95,7 +96,7 @@ def complete_call(
         given.update({name: value} if named else value)
     recorded, parameters = _recorded(base), parameters_of(pipe)
     found = [
-        Difference(name, recorded.get(name), _plain(value))
+        Difference(name, recorded.get(name), _plain(written(value)))
         for name, value in given.items()
         if name in parameters
         and not is_free(name)
@@ -128,6 +129,7 @@ def _spread(negative_prompt: str, given: Mapping[str, Any]) -> str | list[str]:
 
 def _agrees(pipe: Any, name: str, value: Any, recorded: Mapping[str, Any]) -> bool:
     """Say whether an argument of a call is the base's."""
+    value = written(value)
     each = value if name.startswith("negative_prompt") and isinstance(value, list | tuple) else [value]
     return all(is_same(same_as_none(pipe, name, one), recorded.get(name)) for one in each)
 

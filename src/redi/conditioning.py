@@ -159,7 +159,7 @@ def _captured_call(network: Callable[..., Any], args: tuple[Any, ...], kwargs: d
 def _is_conditioning(name: str) -> bool:
     if name in ("sample", "hidden_states", "return_dict") or name.startswith(("timestep", "controlnet_")):
         return False
-    return "residual" not in name
+    return "residual" not in name and name != "conditioning_scale"  # which ControlNet changes along the schedule
 
 
 def _fit(call: CapturedCall, rows: int | None, batch: int) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from redi.knowledge_base import (
 )
 from redi.knowledge_base.base import check_free
 from redi.knowledge_base.manifest import FILE_NAME
+from redi.pictures import is_picture
 from redi.plan import Plan
 
 _LEAST_UNIT = 64
@@ -115,7 +116,8 @@ def build(
     manifest = Manifest(plan, identity, shape, {"kind": noise, "seeds": list(seeds)}, library_versions())
 
     dtype = getattr(torch, identity["latents"]["dtype"])
-    arguments = arguments_from(pipe, identity["call"])
+    pictures = {name: value for name, value in arguments.items() if is_picture(value)}
+    arguments = {**arguments_from(pipe, identity["call"]), **pictures}
     stop = stop_at_value and not previews
     builder = _Builder(pipe, arguments, plan, batch_size, stop, previews, progress, allow_stochastic, dtype)
     kb = builder.open_or_create(Path(path), manifest)
