@@ -1,13 +1,14 @@
 """Owns the measurement of what an enabled but abstaining engine costs, against a network of Stable Diffusion's size.
 
 Run from the repository: ``python benchmarks/overhead.py [--out bench]``. The cost of redi is measured in seconds where
-it can be told from noise, on the bundled model: plain and enabled calls of the pipeline take turns, and the median of
-the paired differences counts. Looking whether a network's weights have changed, once a pipeline call, takes longer the
-more tensors it has, so the time of looking at the big network is added. The sum, over the calls of the network in a
-run, is set against one call of the U-Net of Stable Diffusion 1.5 (its configuration, random weights, one image of
-64 x 64 latents without guidance, so the cheapest call that it makes).
+it can be told from noise, on the bundled model and on the tests' tiny instances of the real pipelines: plain and
+enabled calls of the pipeline take turns, and the median of the paired differences counts. Looking whether a network's
+weights have changed, once a pipeline call, takes longer the more tensors it has, so the time of looking at the big
+network is added. The sum, over the calls of the network in a run, is set against one call of the U-Net of Stable
+Diffusion 1.5 (its configuration, random weights, one image of 64 x 64 latents without guidance, so the cheapest call
+that it makes).
 
-- ``overhead.<pipeline>.<sampler>``: in percent of such a call.
+- ``overhead.<pipeline>.<sampler>``: in percent of such a call, one call a step (no guidance), the strictest case.
 
 The same is measured directly, in the JSON only, because it drowns in noise: plain and enabled runs of a
 StableDiffusionPipeline with that U-Net on small latents.
@@ -30,11 +31,14 @@ from figures import Figure, tell
 from transformers import CLIPTextConfig, CLIPTextModel
 
 import redi
-from redi.miniature.scenes import captions
 from redi.pipelines import MINIATURE, load_pipeline
 from redi.weights_hash import hash_weights
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from tiny_pipelines import TEXT_TO_ANYTHING
+
 PLANS = {"pndm": redi.Plan(20, key_step=5, value_steps=(15,)), "dpm": redi.Plan(20, key_step=5, value_steps=(15,))}
+KNOWN, NEW = ("a cat", "a red dog", "two boats", "a big tree"), "an old house"
 DIRECT = redi.Plan(4, key_step=1, value_steps=(2,))
 
 
@@ -51,26 +55,23 @@ def paired(repeats: int, plain: Callable[[], Any], enabled: Callable[[], Any]) -
 
 
 def abstaining_cost(pipe: Any, plan: redi.Plan, folder: Path, repeats: int, **call: Any) -> dict[str, Any]:
-    """Measure plain and enabled calls of a pipeline from the same noise; every image abstains by its distance."""
+    """Measure plain and enabled calls of a pipeline from the same noise; every sample abstains by its distance."""
     pipe.set_progress_bar_config(disable=True)
-    known = list(captions(4, seed=1, held_out=False))
-    (new,) = captions(1, seed=2, held_out=True)
-    settings = {"guidance_scale": 1.0, "height": call.get("height"), "width": call.get("width")}
-    base = redi.build(pipe, known, folder, plan=plan, noises=1, batch_size=4, progress=False, **settings)
+    base = redi.build(pipe, KNOWN, folder, plan=plan, noises=1, batch_size=4, progress=False, **call)
     latents = base.noise_bank.latents[:1]
     steps = plan.num_inference_steps
 
     def plain() -> Any:
-        kwargs = {**settings, "num_inference_steps": steps, "output_type": "latent"}
-        return pipe(new, latents=latents.clone(), **kwargs).images
+        kwargs = {**call, "num_inference_steps": steps, "output_type": "latent"}
+        return pipe(NEW, latents=latents.clone(), **kwargs)[0]
 
     def enabled() -> Any:
         with redi.enable(pipe, base, max_distance=0.0):
             before = time.perf_counter()
-            images = pipe(new, latents=latents.clone(), output_type="latent").images
+            samples = pipe(NEW, latents=latents.clone(), output_type="latent")[0]
             inside.append(time.perf_counter() - before)
             reports.extend(redi.reports(pipe))
-        return images
+        return samples
 
     inside: list[float] = []
     reports: list[redi.Report] = []
@@ -141,9 +142,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         for sampler, plan in PLANS.items():
             pipe = load_pipeline(MINIATURE, scheduler=sampler)
-            found = abstaining_cost(pipe, plan, Path(folder) / sampler, options.repeats)
+            found = abstaining_cost(pipe, plan, Path(folder) / sampler, options.repeats, guidance_scale=1.0)
             details["pipelines"][f"{type(pipe).__name__}.{sampler}"] = found
             print(f"{sampler}: {1000 * found['seconds']:.1f} ms a run", file=sys.stderr)
+        for name, tiny in TEXT_TO_ANYTHING.items():
+            pipe, place = tiny.build(), name.replace(", ", "-").replace(" ", "-")
+            call_arguments = {**tiny.call, **tiny.unguided}
+            found = abstaining_cost(pipe, PLANS["dpm"], Path(folder) / place, options.repeats, **call_arguments)
+            details["pipelines"][f"{place}.{type(pipe.scheduler).__name__}"] = found
+            print(f"{name}: {1000 * found['seconds']:.1f} ms a run", file=sys.stderr)
         torch.manual_seed(0)
         network = big_network()
         state = torch.randn(1, 4, 64, 64), torch.tensor(500), torch.randn(1, 77, 768)
@@ -152,7 +159,9 @@ def main() -> int:
         looking = min(seconds_of(lambda: hash_weights(network), 3))
         print(f"Stable Diffusion 1.5's U-Net: {call:.2f} s a call, {1000 * looking:.1f} ms to look at", file=sys.stderr)
         pipe = big_pipeline(network)
-        details["direct"] = abstaining_cost(pipe, DIRECT, Path(folder) / "direct", 4, height=128, width=128)
+        details["direct"] = abstaining_cost(
+            pipe, DIRECT, Path(folder) / "direct", 4, guidance_scale=1.0, height=128, width=128
+        )
         print(
             f"directly, on 16 x 16 latents: {statistics.median(details['direct']['seconds_plain']):.2f} s plain, "
             f"{1000 * details['direct']['seconds']:.0f} ms more if enabled",
