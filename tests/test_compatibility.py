@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import shutil
 import warnings
 from collections.abc import Callable
@@ -162,6 +163,19 @@ def test_a_base_that_does_not_say_its_call_and_a_thing_that_is_no_pipeline_are_r
         redi.enable(ground.pipe(), tmp_path / "base")
     with pytest.raises(UnsupportedError, match="a Diffusers pipeline"):
         redi.enable(ground.pipe().unet, ground.base())
+
+
+def test_an_argument_that_came_with_a_later_diffusers_may_be_at_its_default(ground: Ground, tmp_path: Path) -> None:
+    shutil.copytree(ground.base().path, tmp_path / "base")
+    path = tmp_path / "base" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    assert manifest["identity"]["call"].pop("guidance_rescale") == 0.0
+    path.write_text(json.dumps(manifest))
+    pipe = ground.pipe()
+    redi.enable(pipe, tmp_path / "base", max_distance=1e9)
+    call(pipe, NEW, guidance_rescale=0.0)
+    with pytest.raises(IncompatibleError, match="guidance_rescale"):
+        call(pipe, NEW, guidance_rescale=0.5)
 
 
 def test_the_bases_guidance_is_what_a_bare_call_gets(ground: Ground) -> None:

@@ -50,7 +50,13 @@ def pipeline_differences(base: KnowledgeBase, pipe: Any) -> list[Difference]:
     found = differences({name: value for name, value in built.items() if name in standing}, standing)
     if found:  # such a pipeline may not even take the arguments
         return found
-    return differences(built, {**standing, **called_identity(pipe, standing, written_arguments(pipe, recorded))})
+    called = called_identity(pipe, standing, written_arguments(pipe, recorded))
+    called["call"] = {
+        name: value
+        for name, value in called["call"].items()
+        if name in recorded or not is_same(value, parameters_of(pipe)[name].default)
+    }  # what a later Diffusers added does not matter as long as it is at its default
+    return differences(built, {**standing, **called})
 
 
 def check_pipeline(base: KnowledgeBase, pipe: Any, *, allow_stochastic: bool = False) -> None:
@@ -130,8 +136,9 @@ def _spread(negative_prompt: str, given: Mapping[str, Any]) -> str | list[str]:
 def _agrees(pipe: Any, name: str, value: Any, recorded: Mapping[str, Any]) -> bool:
     """Say whether an argument of a call is the base's."""
     value = written(value)
+    wanted = recorded[name] if name in recorded else same_as_none(pipe, name, parameters_of(pipe)[name].default)
     each = value if name.startswith("negative_prompt") and isinstance(value, list | tuple) else [value]
-    return all(is_same(same_as_none(pipe, name, one), recorded.get(name)) for one in each)
+    return all(is_same(same_as_none(pipe, name, one), wanted) for one in each)
 
 
 def _plain(value: Any) -> Any:
