@@ -12,7 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DiffusionPipeline,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 from peft import LoraConfig
 from torch import Tensor
 
@@ -185,6 +190,17 @@ def test_another_model_scheduler_or_argument_is_refused_by_name(face: Face) -> N
     size = "audio_end_in_s" if face.tiny.output == "audios" else "height"
     with pytest.raises(IncompatibleError, match=size):
         face.pipe(NEW[0], **{size: face.base.manifest.identity["call"][size] / 2})
+
+
+def test_a_pipeline_saved_while_enabled_is_the_bases_own_when_it_is_opened_again(face: Face, tmp_path: Path) -> None:
+    redi.enable(face.pipe, face.base, **EVERY)
+    face.pipe.save_pretrained(tmp_path / "model")
+    opened = DiffusionPipeline.from_pretrained(tmp_path / "model")
+    assert type(opened) is type(face.tiny.build())
+    opened.set_progress_bar_config(disable=True)
+    redi.enable(opened, face.base, **EVERY)
+    call = {"latents": face.noises[:1], "output_type": "latent"}
+    assert torch.equal(opened(NEW[0], **call)[0], face.pipe(NEW[0], **call)[0])
 
 
 def test_a_base_of_another_pipeline_is_refused_by_name(face: Face) -> None:
