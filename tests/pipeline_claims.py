@@ -25,13 +25,13 @@ from redi.conditioning import capture
 from redi.engine import Jump, run
 from redi.identity import identity_of
 from redi.knowledge_base import EntryBatch, KnowledgeBase, Manifest, NoiseBank
+from redi.modular import bars_of, is_modular
 from tiny import Watcher
-from tiny_pipelines import FROM_PICTURE, TEXT_TO_ANYTHING, Tiny
+from tiny_pipelines import FROM_PICTURE, MODULAR, TEXT_TO_ANYTHING, Tiny
 
 PLAN = redi.Plan(8, key_step=3, value_steps=(6,))
 PROMPTS = ("a red cat", "a big dog")
-"""Of one length: PixArt and Sana give the samples of a batch each other's attention masks where several are made of a
-prompt, jump or not."""
+"""Of one length: where several samples are made of a prompt, PixArt and Sana give them each other's attention masks."""
 OTHER = "a green house"
 SEEDS = (11, 22)
 
@@ -42,9 +42,13 @@ class Case:
     def __init__(self, tiny: Tiny, folder: Path) -> None:
         self.tiny, self.folder = tiny, folder
         self.bank = NoiseBank.draw(SEEDS, tiny.shape)
-        self.pipe = functools.cache(tiny.build)
+        self.built = functools.cache(tiny.build)
         self.base = functools.cache(self._base)
         self.full = functools.cache(self._full)
+
+    def pipe(self, dtype: torch.dtype = torch.float32, guided: bool = True) -> Any:
+        """Return the pipeline."""
+        return self.built(dtype, guided or self.tiny.make_unguided is None)
 
     def arguments(self, guided: bool = True) -> dict[str, Any]:
         """Return what every call gets."""
@@ -72,15 +76,15 @@ class Case:
             for name, value in self.arguments(guided).items()
         }
         steps = {"num_inference_steps": PLAN.num_inference_steps, "output_type": "latent"}
-        return {"prompt": list(prompts), **texts, **steps, **more}
+        return {"prompt": list(prompts), **texts, **steps, **self.tiny.form, **more}
 
     def samples(self, output: Any) -> Any:
         """Return what a pipeline made."""
-        return getattr(output, self.tiny.output)
+        return getattr(output, self.tiny.output) if self.tiny.output else output
 
     def _full(self, guided: bool = True, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Watcher]:
         """Return what the pipeline makes of both prompts, each from its own noise, and what it passes through."""
-        pipe, watcher, call = self.pipe(dtype), Watcher(), self.call(guided=guided, **self.start(dtype=dtype))
+        pipe, watcher, call = self.pipe(dtype, guided), Watcher(), self.call(guided=guided, **self.start(dtype=dtype))
         with run(pipe, watcher):
             samples = self.samples(pipe(**call))
         return samples, watcher
@@ -88,7 +92,8 @@ class Case:
     def _base(self, guided: bool = True, dtype: torch.dtype = torch.float32) -> KnowledgeBase:
         """Return a base that holds these two trajectories."""
         _, watcher = self.full(guided, dtype)
-        identity = identity_of(self.pipe(dtype), num_inference_steps=PLAN.num_inference_steps, **self.arguments(guided))
+        pipe, arguments = self.pipe(dtype, guided), self.arguments(guided)
+        identity = identity_of(pipe, num_inference_steps=PLAN.num_inference_steps, **arguments)
         shared = self.tiny.takes_latents
         bank = self.bank if shared else NoiseBank.draw((), self.tiny.shape)
         references = {PLAN.key_step: bank.latents.clone()}
@@ -156,7 +161,7 @@ def told(distance: float) -> str:
 
 def calls_are_counted(case: Case, guided: bool = True) -> str:
     """A jump from step 3 to 6 of 8 saves the calls of three steps, and the reports tell the calls that were made."""
-    pipe = case.pipe()
+    pipe = case.pipe(guided=guided)
     with counted(pipe) as of_full:
         pipe(**case.call(guided=guided, **case.start()))
     with case.enabled(pipe, guided), counted(pipe) as of_jump:
@@ -170,7 +175,7 @@ def calls_are_counted(case: Case, guided: bool = True) -> str:
 def an_exact_value_gives_the_full_sample(case: Case, guided: bool = True, dtype: torch.dtype = torch.float32) -> str:
     """Jumping to what the trajectory itself passes through ends where it ends."""
     full, own = case.full(guided, dtype)
-    pipe, call = case.pipe(dtype), case.call(guided=guided, **case.start(dtype=dtype))
+    pipe, call = case.pipe(dtype, guided), case.call(guided=guided, **case.start(dtype=dtype))
     with run(pipe, Watcher(3, lambda latents: [Jump(6, row) for row in own.seen[6]])):
         jumped = case.samples(pipe(**again(call)))
     single_step = ("DDIM", "EulerDiscrete", "FlowMatchEuler")
@@ -184,13 +189,13 @@ def a_prompt_of_the_base_is_retrieved(case: Case, guided: bool = True, dtype: to
     """An enabled pipeline takes what the base was built with, its noises too where it starts from noise alone, and ends
     as in full but for the base's float16."""
     full, _ = case.full(guided, dtype)
-    pipe, start = case.pipe(dtype), case.start(dtype=dtype)
+    pipe, start = case.pipe(dtype, guided), case.start(dtype=dtype)
     pictures = {name: value for name, value in case.tiny.call.items() if isinstance(value, Tensor)}
     if not pictures:
         seeds = _seeds_that_choose(case.bank, case.noises(dtype))
         start = {"generator": [torch.Generator().manual_seed(seed) for seed in seeds]}
     with case.enabled(pipe, guided):
-        jumped = case.samples(pipe(prompt=list(PROMPTS), output_type="latent", **start, **pictures))
+        jumped = case.samples(pipe(prompt=list(PROMPTS), output_type="latent", **case.tiny.form, **start, **pictures))
         reports = redi.reports(pipe)
     found = [(each.jumped, each.noise_id, each.neighbors[0].prompt) for each in reports]
     noise_ids = [0, 1] if case.tiny.takes_latents else [None, None]
@@ -212,7 +217,7 @@ def _seeds_that_choose(bank: NoiseBank, noises: Tensor) -> list[int]:
 
 def abstaining_is_as_untouched(case: Case, guided: bool = True, dtype: torch.dtype = torch.float32) -> str:
     """Beyond the gate a call makes the calls of the untouched pipeline and its samples, bit for bit."""
-    pipe = case.pipe(dtype)
+    pipe = case.pipe(dtype, guided)
     call = case.call([OTHER, OTHER], guided, **case.start(dtype=dtype))
     with counted(pipe) as of_plain:
         plain = case.samples(pipe(**again(call)))
@@ -226,7 +231,7 @@ def abstaining_is_as_untouched(case: Case, guided: bool = True, dtype: torch.dty
 
 def a_prompt_swapped_in_the_tail_is_the_second_prompts_tail(case: Case, guided: bool = True) -> str:
     """After a jump, a run whose tail gets the second prompt ends as that prompt's own run with the same jump."""
-    pipe, second = case.pipe(), [f"{prompt} in ice" for prompt in PROMPTS]
+    pipe, second = case.pipe(guided=guided), [f"{prompt} in ice" for prompt in PROMPTS]
     _, own = case.full(guided)
 
     def jumped(prompts: Sequence[str], tail: Any = None) -> Tensor:
@@ -249,26 +254,31 @@ def without_guidance(case: Case) -> str:
 
 
 def every_sample_of_a_batch_is_decided_alone(case: Case) -> str:
-    """Two prompts, two samples each: those of the base's own prompts and noises jump, the others abstain; each ends
-    as it does alone."""
-    pipe = case.pipe()
-    noises = (0, 1, 0, 1)
-    several = {case.tiny.several: 2}
+    """In a batch the samples of the base's own prompts and noises jump, the others abstain, and each ends as alone; so
+    do two samples of each of two prompts."""
+    pipe, noises = case.pipe(), (0, 1, 0, 1)
     own, other = case.full()[1].seen[3], Watcher()
     with run(pipe, other):
         pipe(**case.call(PROMPTS[::-1], **case.start()))
     limit = float((own - other.seen[3]).flatten(1).norm(dim=1).min()) / 2
+    prompts = [prompt for prompt in PROMPTS for _ in range(2)]
+    several = {case.tiny.several: 2}
+    untouched = case.samples(pipe(**case.call(**case.start(noises), **several)))
     with case.enabled(pipe, limit=limit):
-        together = case.samples(pipe(**case.call(**case.start(noises), **several)))
-        reports = redi.reports(pipe)
-        prompts = [prompt for prompt in PROMPTS for _ in range(2)]
+        together = case.samples(pipe(**case.call(prompts, **case.start(noises))))
+        of_single = redi.reports(pipe)
         calls = [case.call([prompt], **case.start([place])) for prompt, place in zip(prompts, noises, strict=True)]
         alone = [case.samples(pipe(**call)) for call in calls]
-    assert [each.jumped for each in reports] == [True, False, False, True]
-    assert [each.prompt for each in reports] == prompts
-    assert [each.calls < each.full_calls for each in reports] == [True, False, False, True]
+        pairs = case.samples(pipe(**case.call(**case.start(noises), **several)))
+        of_pairs = redi.reports(pipe)
+    for reports in (of_single, of_pairs):
+        assert [each.prompt for each in reports] == prompts
+        assert [each.jumped for each in reports] == [True, False, False, True]
+        assert [each.calls < each.full_calls for each in reports] == [True, False, False, True]
+    assert far(pairs[1:3], untouched[1:3]) < 1e-4
+    assert far(pairs[[0, 3]], together[[0, 3]]) < 1e-4
     distance = far(together, torch.cat(alone))
-    assert distance < 1e-3
+    assert distance < 1e-4
     return told(distance)
 
 
@@ -282,7 +292,9 @@ def bfloat16_runs_as_float32(case: Case) -> str:
 def callbacks_see_the_whole_schedule(case: Case) -> str:
     """The user's callback is called once a step of the whole schedule, jump or not, as on the untouched pipeline."""
     pipe = case.pipe()
-    name = next(each for each in ("callback_on_step_end", "callback") if each in parameters_of(pipe))
+    name = next(each for each in ("callback_on_step_end", "callback", "") if each in parameters_of(pipe) or not each)
+    if not name:
+        return "it has none"
     seen: list[tuple[int, float, tuple[int, ...]]] = []
 
     def on_step_end(pipe: Any, step: int, timestep: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -307,7 +319,8 @@ def every_output_type_is_the_pipelines_own(case: Case) -> str:
     """What comes back has the type, form and numbers of the untouched pipeline, also as a tuple."""
     pipe = case.pipe()
     types = ("latent", *case.tiny.output_types)
-    forms = [{"output_type": kind, "return_dict": flag} for kind in types for flag in (True, False)]
+    flags = [{"return_dict": flag} for flag in (True, False)] if "return_dict" in parameters_of(pipe) else [{}]
+    forms = [{"output_type": kind, **flag} for kind in types for flag in flags]
     calls = [case.call([OTHER], **case.start([0]), **form) for form in forms]
     plain = [pipe(**again(call)) for call in calls]
     with case.enabled(pipe, limit=0.0):
@@ -349,21 +362,29 @@ def alike(one: Any, other: Any) -> bool:
 
 def it_saves_and_loads_after_enable_and_disable(case: Case) -> str:
     """Saved enabled or disabled, it loads as the stock class, makes the same samples and fits the base."""
-    pipe = copy.copy(case.pipe())
-    call = case.call(**case.start())
+    pipe, call = copy.copy(case.pipe()), case.call(**case.start())
     with case.enabled(pipe):
         jumped = case.samples(pipe(**again(call)))
-        pipe.save_pretrained(case.folder / "enabled")
-    loaded = type(case.pipe()).from_pretrained(case.folder / "enabled")
-    loaded.set_progress_bar_config(disable=True)
-    assert type(loaded) is type(case.pipe())
+        pipe.save_pretrained(str(case.folder / "enabled"))
+    loaded = _loaded(case, "enabled")
     with case.enabled(loaded):
         assert far(case.samples(loaded(**again(call))), jumped) < 1e-5
-    pipe.save_pretrained(case.folder / "disabled")
-    stock = type(case.pipe()).from_pretrained(case.folder / "disabled")
-    stock.set_progress_bar_config(disable=True)
-    assert far(case.samples(stock(**again(call))), case.full()[0]) < 1e-5
+    pipe.save_pretrained(str(case.folder / "disabled"))
+    assert far(case.samples(_loaded(case, "disabled")(**again(call))), case.full()[0]) < 1e-5
     return "yes"
+
+
+def _loaded(case: Case, name: str) -> Any:
+    """Return a saved pipeline, of the stock class."""
+    stock = type(case.pipe())
+    loaded = stock.from_pretrained(str(case.folder / name))
+    if is_modular(loaded):
+        loaded.load_components()
+        loaded.update_components(guider=case.pipe().guider)  # which modular pipelines do not save
+    assert type(loaded) is stock
+    for bar in bars_of(loaded):
+        bar.set_progress_bar_config(disable=True)
+    return loaded
 
 
 CLAIMS: Mapping[str, Callable[[Case], str]] = {
@@ -379,7 +400,7 @@ CLAIMS: Mapping[str, Callable[[Case], str]] = {
     "output types": every_output_type_is_the_pipelines_own,
     "save and load": it_saves_and_loads_after_enable_and_disable,
 }
-PIPELINES: Mapping[str, Tiny] = {**TEXT_TO_ANYTHING, **FROM_PICTURE}
+PIPELINES: Mapping[str, Tiny] = {**TEXT_TO_ANYTHING, **FROM_PICTURE, **MODULAR}
 
 
 class Matrix:

@@ -16,9 +16,11 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLWan,
     AutoencoderOobleck,
+    ClassifierFreeGuidance,
     ControlNetModel,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
+    EDMDPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
@@ -36,8 +38,10 @@ from diffusers import (
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLAutoBlocks,
     StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLInpaintPipeline,
+    StableDiffusionXLModularPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
     UniPCMultistepScheduler,
@@ -59,6 +63,7 @@ from transformers import (
     UMT5EncoderModel,
 )
 
+from redi.modular import bars_of
 from tiny import SD_SCHEDULE
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -79,6 +84,8 @@ class Tiny:
         several: Name of its argument for several samples of one prompt.
         output: Name of the samples in what it returns.
         output_types: What its ``output_type`` may be, decoded ones; "latent" goes for all.
+        form: Arguments that say what it returns.
+        make_unguided: Builds it without guidance, where no argument switches that off.
         begins: Completed steps at which it begins, of eight: image-to-image begins inside the schedule.
         takes_latents: Whether it starts from latents that it is given; otherwise from a noised picture.
     """
@@ -91,18 +98,21 @@ class Tiny:
     several: str = "num_images_per_prompt"
     output: str = "images"
     output_types: tuple[str, ...] = ("pil", "np", "pt")
+    form: Mapping[str, Any] = field(default_factory=dict)
+    make_unguided: Callable[[], Any] | None = None
     begins: int = 0
     takes_latents: bool = True
 
-    def build(self, dtype: torch.dtype = torch.float32) -> Any:
+    def build(self, dtype: torch.dtype = torch.float32, guided: bool = True) -> Any:
         """Return the pipeline, on the CPU, its progress bar hidden; the global random state stays as it was."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            pipe = self.make()
+            pipe = self.make() if guided or self.make_unguided is None else self.make_unguided()
         for part in pipe.components.values():
             if isinstance(part, torch.nn.Module):
                 part.eval()
-        pipe.set_progress_bar_config(disable=True)
+        for bar in bars_of(pipe):
+            bar.set_progress_bar_config(disable=True)
         return pipe if dtype == torch.float32 else pipe.to(dtype)
 
 
@@ -397,7 +407,14 @@ def stable_audio() -> StableAudioPipeline:
             global_states_input_dim=32,
             cross_attention_input_dim=16,
         ),
-        scheduler=DPMSolverMultistepScheduler(solver_order=2, prediction_type="v_prediction"),
+        scheduler=EDMDPMSolverMultistepScheduler(
+            sigma_min=0.3,
+            sigma_max=500,
+            sigma_data=1.0,
+            sigma_schedule="exponential",
+            prediction_type="v_prediction",
+            solver_order=2,
+        ),
         vae=AutoencoderOobleck(
             encoder_hidden_size=4,
             downsampling_ratios=[1, 2],
@@ -449,6 +466,13 @@ def controlnet() -> StableDiffusionControlNetPipeline:
     return StableDiffusionControlNetPipeline(**parts, controlnet=control, requires_safety_checker=False)
 
 
+def modular_xl(guidance_scale: float = 5.0) -> StableDiffusionXLModularPipeline:
+    """SDXL's shape, made of blocks, guided by a component."""
+    pipe = StableDiffusionXLAutoBlocks().init_pipeline()
+    pipe.update_components(**sdxl_parts(), guider=ClassifierFreeGuidance(guidance_scale=guidance_scale))
+    return pipe
+
+
 SQUARE = {"height": 16, "width": 16}
 VIDEO = {"height": 32, "width": 32, "num_frames": 5, "max_sequence_length": TOKENS}
 
@@ -496,4 +520,16 @@ FROM_PICTURE: Mapping[str, Tiny] = {
     "StableDiffusionInpaint": Tiny(inpaint, call=MASKED),
     "StableDiffusionXLInpaint": Tiny(inpaint_xl, call=MASKED),
     "StableDiffusionControlNet": Tiny(controlnet, call={"image": picture(1), "control_guidance_end": 0.5}),
+}
+
+MODULAR: Mapping[str, Tiny] = {
+    "StableDiffusionXL, modular": Tiny(
+        modular_xl,
+        call=SQUARE,
+        guided={"negative_prompt": "ugly"},
+        unguided={"negative_prompt": "ugly"},
+        form={"output": "images"},
+        output="",
+        make_unguided=lambda: modular_xl(1.0),
+    )
 }

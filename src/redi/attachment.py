@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from redi.errors import UnsupportedError
+from redi.modular import bars_of
 from redi.patching import patched
 
 Around = Callable[..., Any]
@@ -83,15 +84,17 @@ def stock_call(pipe: Any) -> Callable[..., Any]:
 @contextmanager
 def quiet(pipe: Any) -> Iterator[None]:
     """Hide the pipeline's own progress bar inside the block; afterwards the user's settings are back."""
-    before = vars(pipe).get("_progress_bar_config")
-    pipe.set_progress_bar_config(**{**(before or {}), "disable": True})
+    bars = [(bar, vars(bar).get("_progress_bar_config")) for bar in bars_of(pipe)]
+    for bar, before in bars:
+        bar.set_progress_bar_config(**{**(before or {}), "disable": True})
     try:
         yield
     finally:
-        if before is None:
-            del pipe._progress_bar_config
-        else:
-            pipe._progress_bar_config = before
+        for bar, before in bars:
+            if before is None:
+                del bar._progress_bar_config
+            else:
+                bar._progress_bar_config = before
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import torch
 
 from redi.attachment import stock_class
 from redi.errors import InputError
+from redi.modular import inputs_of, is_modular
 from redi.pictures import is_picture, is_written, written
 
 _FREE = frozenset(
@@ -38,7 +39,7 @@ def is_free(name: str) -> bool:
 
 def parameters_of(pipe: Any) -> Mapping[str, inspect.Parameter]:
     """Return the named parameters of the pipeline's stock call."""
-    return _parameters(stock_class(pipe))
+    return inputs_of(pipe) if is_modular(pipe) else _parameters(stock_class(pipe))
 
 
 @functools.cache

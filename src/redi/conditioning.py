@@ -18,6 +18,7 @@ from torch import Tensor
 
 from redi.attachment import quiet, stock_call
 from redi.errors import IncompatibleError, UnsupportedError
+from redi.modular import free_hooks
 from redi.patching import patched, patched_networks, siblings_of
 
 
@@ -198,4 +199,4 @@ def _without_trace(pipe: Any) -> Iterator[None]:
         with quiet(pipe), torch.random.fork_rng(devices=devices):
             yield
     finally:
-        pipe.maybe_free_model_hooks()
+        free_hooks(pipe)

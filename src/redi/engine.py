@@ -21,6 +21,7 @@ from torch import Tensor
 from redi.conditioning import Conditioning
 from redi.errors import PlanError, RetrievalError, UnsupportedError
 from redi.lanes import Lane
+from redi.modular import free_hooks
 from redi.networks import Networks, RunStatistics
 from redi.patching import patched
 from redi.rows import put_rows
@@ -93,7 +94,7 @@ def run(
             yield statistics
             loop.tell_interruption()
         except StopTrajectory:
-            pipe.maybe_free_model_hooks()
+            free_hooks(pipe)
             raise
 
 

@@ -17,6 +17,7 @@ from torch import nn
 from redi.attachment import stock_class
 from redi.calls import checked_arguments, json_value, parameters_of, recorded_call
 from redi.errors import PlanError, UnsupportedError
+from redi.modular import guider_of
 from redi.pictures import stand_in, written
 from redi.rehearsal import Rehearsal, rehearse
 from redi.switches import hash_vocabulary, switches_of
@@ -90,14 +91,15 @@ def standing_identity(pipe: Any) -> dict[str, Any]:
     Returns:
         ``pipeline``, ``settings`` (the pipeline's own config), ``weights`` (component -> hash), ``switches``
         (component -> config that is not at its default, FreeU), ``tokenizers`` (component -> hash), ``adapters``
-        (component -> name -> hash and scales), ``dtype``, ``prediction_type``, ``scheduler`` (class, config).
+        (component -> name -> hash and scales), ``dtype``, ``prediction_type``, ``scheduler`` (class, config);
+        of a modular pipeline ``guider`` (class, settings).
 
     Raises:
         UnsupportedError: The pipeline has no network that denoises, or its weights are not in memory.
     """
     networks = dict(_networks(pipe))
     hashes = {name: hash_weights(network) for name, network in networks.items()}
-    config = _scheduler_config(pipe.scheduler)
+    config, guider = _scheduler_config(pipe.scheduler), guider_of(pipe)
     return {
         "pipeline": stock_class(pipe).__name__,
         "settings": _settings(pipe),
@@ -116,6 +118,7 @@ def standing_identity(pipe: Any) -> dict[str, Any]:
         "dtype": str(_floating_dtype(_denoiser(pipe))).removeprefix("torch."),
         "prediction_type": config.pop("prediction_type", None),
         "scheduler": {"class": type(pipe.scheduler).__name__, "config": config},
+        **({} if guider is None else {"guider": json_value(guider)}),
     }
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from redi.attachment import quiet, stock_call
 from redi.errors import InputError, RediError, UnsupportedError
+from redi.modular import free_hooks
 from redi.patching import patched
 
 
@@ -65,6 +66,8 @@ def rehearse(pipe: Any, arguments: Mapping[str, Any]) -> Rehearsal:
         patches.enter_context(patched(pipe.scheduler, "set_timesteps", watch.schedule))
         if hasattr(pipe, "prepare_latents"):
             patches.enter_context(patched(pipe, "prepare_latents", watch.latents))
+        else:  # a modular one, whose blocks do it
+            patches.enter_context(patched(pipe.scheduler, "step", watch.step))
         if hasattr(pipe, "check_inputs"):
             patches.enter_context(patched(pipe, "check_inputs", watch.inputs))
         for network in {id(part): part for part in pipe.components.values() if isinstance(part, nn.Module)}.values():
@@ -98,7 +101,7 @@ class _Watch:
 
     def __init__(self, pipe: Any) -> None:
         self.scheduler = pipe.scheduler
-        self.scheduled = False
+        self.scheduled, self.by_step = False, not hasattr(pipe, "prepare_latents")
         self.prepared: Tensor | None = None
         self.checked: dict[str, float] = {}
 
@@ -132,7 +135,14 @@ class _Watch:
         """Stop at the first network of the loop."""
         if self.scheduled and self.prepared is not None:
             raise _Ready
+        if self.scheduled and self.by_step:
+            return (torch.zeros_like(args[0] if args else next(iter(kwargs.values()))),)
         return evaluate(*args, **kwargs)
+
+    def step(self, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """See the latents at the first step, and stop there."""
+        self.prepared = inspect.signature(step).bind(*args, **kwargs).arguments["sample"]
+        raise _Ready
 
     def rehearsal(self) -> Rehearsal:
         """Return what was set up."""
@@ -161,7 +171,7 @@ def _without_trace(pipe: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        pipe.maybe_free_model_hooks()
+        free_hooks(pipe)
         for owner, attributes in kept:
             vars(owner).clear()
             vars(owner).update(attributes)

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from redi.attachment import draw_noise_through
@@ -16,6 +17,7 @@ from redi.engine import RunStatistics, run
 from redi.errors import KnowledgeBaseError, warn
 from redi.jumping import Decision, NoiseWatch, neighbors_of
 from redi.knowledge_base import KnowledgeBase
+from redi.modular import is_modular
 from redi.retrieval import Neighbor, Report
 
 NoiseChoice = Callable[[int], Sequence[int]]
@@ -55,8 +57,13 @@ def reported_call(
     if tail_prompts:  # without the generators, which belong to the run
         tail = capture(pipe, **{**arguments, "prompt": list(tail_prompts), "generator": None})
     with ExitStack() as stack:
-        if len(base.noise_bank):
+        if len(base.noise_bank) and not is_modular(pipe):
             stack.enter_context(draw_noise_through(pipe, bank_noise))
+        elif len(base.noise_bank) and all(arguments.get(name) is None for name in ("latents", "image")):
+            dtype = getattr(torch, base.manifest.identity["latents"]["dtype"])
+            shape = (_samples_of(arguments), *base.manifest.latent_shape)
+            randn_tensor(shape, generator=generator, device=pipe.device, dtype=dtype)  # moves generators on, as without
+            arguments = {**arguments, "latents": bank_noise(shape, dtype, pipe.device)}
         statistics = stack.enter_context(
             run(pipe, policy, tail_conditioning=tail, allow_stochastic=policy.allow_stochastic)
         )
@@ -68,6 +75,13 @@ def reported_call(
         warn(warning)
     prompts = list(tail_prompts) if tail_prompts else _prompts_of(arguments)
     return output, _reports(pipe, policy, prompts, neighbors, statistics, total, reading)
+
+
+def _samples_of(arguments: Mapping[str, Any]) -> int:
+    """Return how many samples a call makes."""
+    embeds = arguments.get("prompt_embeds")
+    prompts = len(_prompts_of(arguments)) if embeds is None else len(embeds)
+    return prompts * int(arguments.get("num_images_per_prompt") or 1)
 
 
 def _prompts_of(arguments: Mapping[str, Any]) -> list[str]:

@@ -1,0 +1,50 @@
+"""Owns what differs between modular pipelines, made of blocks, and the others; must not know knowledge bases."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+
+def is_modular(pipe: Any) -> bool:
+    """Say whether a pipeline is made of blocks."""
+    return hasattr(pipe, "_blocks") and hasattr(pipe, "blocks")
+
+
+def inputs_of(pipe: Any) -> dict[str, inspect.Parameter]:
+    """Return the inputs of a modular pipeline's blocks, as parameters of a call."""
+    return {
+        each.name: inspect.Parameter(each.name, inspect.Parameter.KEYWORD_ONLY, default=each.default)
+        for each in pipe._blocks.inputs
+        if each.name is not None
+    }
+
+
+def bars_of(pipe: Any) -> Iterator[Any]:
+    """Yield everything that draws a pipeline's progress bar: the pipeline itself, or blocks at any depth."""
+    if not is_modular(pipe):
+        yield pipe
+        return
+    waiting = [pipe._blocks]
+    while waiting:
+        block = waiting.pop()
+        if hasattr(block, "set_progress_bar_config"):
+            yield block
+        waiting += getattr(block, "sub_blocks", {}).values()
+
+
+def free_hooks(pipe: Any) -> None:
+    """Let offloading hooks start afresh, where a pipeline has its own."""
+    if hasattr(pipe, "maybe_free_model_hooks"):
+        pipe.maybe_free_model_hooks()
+
+
+def guider_of(pipe: Any) -> dict[str, Any] | None:
+    """Return the class and settings of a pipeline's guider, which does what ``guidance_scale`` does elsewhere."""
+    guider = getattr(pipe, "guider", None)
+    if guider is None:
+        return None
+    set_later = {name: value for name, value in vars(guider).items() if not name.startswith("_")}
+    settings = {**guider.config, **set_later, "enabled": guider._enabled}
+    return {"class": type(guider).__name__, **{name: settings[name] for name in sorted(settings) if name[0] != "_"}}
