@@ -20,7 +20,7 @@ from redi.knowledge_base import KnowledgeBase, describe_differences
 from redi.reporting import reported_call
 from redi.retrieval import Combiner, Gate, Limit, Report, combiner, format_reports, gates_by_step
 
-DEFAULT_QUANTILE = 0.95
+DEFAULT_QUANTILE = 0.9
 """The gate that is used when none is named, as a quantile of the base's own leave-one-out distances."""
 
 
