@@ -7,6 +7,8 @@ import tempfile
 from pathlib import Path
 
 from pipeline_claims import CLAIMS, PIPELINES, PLAN, Matrix
+from pipelines_refused import REFUSED
+from tiny_pipelines import Tiny
 
 _HEAD = f"""# Pipelines
 
@@ -27,6 +29,25 @@ long, so this is near the worst case. Single-step solvers lose nothing. A base k
 its own entry.
 
 The callback runs in ghost steps too, so that it sees the whole schedule.
+
+## Pictures
+
+A base that is built with pictures (ControlNet's `image=`) writes down their hash, and serves calls with the same ones.
+Inpainting at `strength=1` starts from the bank's noise. Image-to-image starts from a noised picture, which no bank
+holds: its base has independent noises, and is recorded with the engine
+([`tests/pipeline_claims.py`](../tests/pipeline_claims.py) shows how); `redi.build` refuses it, and inpainting.
+
+## Blocks
+
+A modular pipeline's guider is part of the identity of a base, as `guidance_scale` is elsewhere. Diffusers does not save
+it: put it back before you enable a base on a pipeline that was loaded.
+
+## Refused
+
+What redi says, with tiny instances of the real classes, in place of a wrong sample:
+
+| pipeline | why |
+|---|---|
 """
 
 
@@ -40,7 +61,8 @@ def markdown(matrix: Matrix) -> str:
     lines = [header, ["---"] * len(header), *rows]
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     legend = "".join(f"| {name} | {_first_sentence(claim.__doc__)} |\n" for name, claim in CLAIMS.items())
-    return _HEAD + table + _LEGEND + legend + _FOOT
+    refused = "".join(f"| {name} | {each.refusal(Tiny(each.make).build())} |\n" for name, each in REFUSED.items())
+    return _HEAD + table + _LEGEND + legend + _FOOT + refused
 
 
 def _first_sentence(text: str | None) -> str:

@@ -11,6 +11,7 @@ import torch
 from PIL.Image import Image, new
 
 import redi
+from pipeline_claims import PROMPTS, Case
 from redi.errors import IncompatibleError, InputError
 from redi.pictures import is_picture, is_written, stand_in, written
 from tiny_pipelines import FROM_PICTURE, picture
@@ -74,3 +75,14 @@ def test_a_build_without_its_control_picture_is_refused(controlled: Any, tmp_pat
     pipe, base = controlled
     with pytest.raises(InputError, match="StableDiffusionControlNetPipeline cannot be called"):
         redi.build(pipe, ["a cat"], tmp_path / "base", plan=base.plan, progress=False)
+
+
+def test_inpainting_at_full_strength_starts_from_the_banks_noise(tmp_path: Path) -> None:
+    case = Case(FROM_PICTURE["StableDiffusionInpaint"], tmp_path)
+    pipe = case.pipe()
+    pictures = {name: case.tiny.call[name] for name in ("image", "mask_image")}
+    with case.enabled(pipe):
+        pipe(PROMPTS[0], generator=torch.Generator().manual_seed(0), output_type="latent", **pictures)
+        (report,) = redi.reports(pipe)
+    assert report.jumped
+    assert report.noise_id in (0, 1)

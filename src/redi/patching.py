@@ -19,9 +19,10 @@ class _Patch(functools.partial[Any]):
     """``around(original, ...)`` standing in for ``original``; a type of its own so that it can be recognised."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        owner = type(getattr(self.args[0], "__self__", None)).__name__
         raise UnsupportedError(
-            "the pipeline copies its scheduler or network while redi runs it",
-            expected="one scheduler per denoising loop",
+            f"the pipeline copies its {owner} while redi runs it",
+            expected="a pipeline whose one loop steps one scheduler (LTX 2, SkyReels 2 and others have one per track)",
             fix="run this pipeline without redi",
         )
 
