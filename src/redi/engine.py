@@ -55,8 +55,9 @@ class Policy(Protocol):
         """See the whole batch ``(b, ...)`` after ``completed`` steps; not called when every image slept."""
 
 
-class StopTrajectory(Exception):
-    """Raised by a policy to end the pipeline call early; it comes out of the pipeline call."""
+class StopTrajectory(BaseException):
+    """Raised by a policy to end the pipeline call early; it comes out of the pipeline call. A BaseException so that no
+    pipeline takes it for an error of its blocks."""
 
 
 @contextmanager

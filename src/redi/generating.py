@@ -19,6 +19,7 @@ from redi.enabling import JumpOptions, open_base, prepare
 from redi.errors import InputError, NoiseError, UnsupportedError
 from redi.jumping import JumpPolicy, NoiseWatch
 from redi.knowledge_base import KnowledgeBase
+from redi.modular import samples_of
 from redi.reporting import reported_call
 from redi.retrieval import Report
 
@@ -221,7 +222,7 @@ def _batch(order: _Order, images: slice, policy: NoiseWatch) -> tuple[list[Any],
         choose=None if noise_ids is None else lambda count: noise_ids[images],
         tail_prompts=order.tail_prompts[images] if order.tail_prompts else None,
     )
-    return list(output[0]), reports
+    return samples_of(output), reports
 
 
 def _picture(output: Any) -> Image:

@@ -6,6 +6,9 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
+_SAMPLES = ("images", "videos", "audio")
+"""What modular pipelines call the samples in their state."""
+
 
 def is_modular(pipe: Any) -> bool:
     """Say whether a pipeline is made of blocks."""
@@ -48,3 +51,10 @@ def guider_of(pipe: Any) -> dict[str, Any] | None:
     set_later = {name: value for name, value in vars(guider).items() if not name.startswith("_")}
     settings = {**guider.config, **set_later, "enabled": guider._enabled}
     return {"class": type(guider).__name__, **{name: settings[name] for name in sorted(settings) if name[0] != "_"}}
+
+
+def samples_of(output: Any) -> list[Any]:
+    """Return the samples of what a call returned: a tuple, an output object, or the state of a modular pipeline."""
+    if not hasattr(output, "get_by_kwargs"):
+        return list(output[0])
+    return list(next(made for name in _SAMPLES if (made := output.get(name)) is not None))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from redi.attachment import stock_call, stock_class
+from redi.attachment import stock_class
+from redi.calls import parameters_of
 from redi.errors import InputError, PlanError, UnsupportedError, warn
 from redi.plan import Plan
 from redi.solvers import facts_for
@@ -22,6 +22,7 @@ _TESTED = (
     "WanPipeline",
     "StableAudioPipeline",
     "StableDiffusionControlNetPipeline",
+    "StableDiffusionXLModularPipeline",
 )
 """Pipelines that a base may be built with; the others wait for their tests."""
 
@@ -35,7 +36,7 @@ def check_pipeline(pipe: Any, *, allow_stochastic: bool = False) -> None:
     """
     if not hasattr(pipe, "scheduler") or not callable(pipe):
         raise UnsupportedError(f"a {type(pipe).__name__} to build with", expected="a Diffusers pipeline")
-    parameters = inspect.signature(stock_call(pipe)).parameters
+    parameters = parameters_of(pipe)
     starts_from_picture = "image" in parameters and stock_class(pipe).__name__ not in _TESTED
     if starts_from_picture or not {"prompt", "latents", "num_inference_steps"} <= set(parameters):
         raise UnsupportedError(
@@ -115,7 +116,7 @@ def check_previews(pipe: Any) -> None:
     Raises:
         InputError: The pipeline makes sound.
     """
-    if "num_waveforms_per_prompt" in inspect.signature(stock_call(pipe)).parameters:
+    if "num_waveforms_per_prompt" in parameters_of(pipe):
         raise InputError(
             f"previews of {stock_class(pipe).__name__}, which makes sound",
             expected="a pipeline that makes pictures or video",
@@ -152,6 +153,6 @@ def warn_of_long_prompts(pipe: Any, prompts: Sequence[str], call: Mapping[str, A
 def _longest(pipe: Any, tokenizer: Any, call: Mapping[str, Any]) -> float:
     """Return how many tokens of a prompt are read."""
     of_tokenizer = getattr(tokenizer, "model_max_length", math.inf)
-    parameter = inspect.signature(stock_call(pipe)).parameters.get("max_sequence_length")
+    parameter = parameters_of(pipe).get("max_sequence_length")
     of_call = parameter and (call.get("max_sequence_length") or parameter.default)
     return min(of_tokenizer, of_call or math.inf)

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from redi.attachment import quiet, stock_call
+from redi.calls import parameters_of
 from redi.engine import Jump, StopTrajectory, run
+from redi.modular import samples_of
 
 
 class Recorder:
@@ -76,6 +78,7 @@ def record(
     """
     recorder = Recorder(steps, stop=stop)
     made: list[Any] = []
+    untupled = {"return_dict": False} if "return_dict" in parameters_of(pipe) else {}
     negative = {name: [text] * len(prompts) for name, text in call.items() if name.startswith("negative_prompt")}
     try:
         with quiet(pipe), run(pipe, recorder, allow_stochastic=allow_stochastic):
@@ -84,9 +87,9 @@ def record(
                 prompt=list(prompts),
                 latents=noises,
                 output_type="pil" if outputs else "latent",
-                return_dict=False,
+                **untupled,
             )
-            made = list(result[0]) if outputs else []
+            made = samples_of(result) if outputs else []
     except StopTrajectory:
         pass
     return recorder.recorded(), made
