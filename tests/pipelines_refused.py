@@ -22,7 +22,8 @@ import tiny
 from redi.engine import run
 from redi.errors import UnsupportedError
 from tiny import Watcher
-from tiny_pipelines import VIDEO, picture, sd_parts, t5, t5_tokenizer, wan
+from tiny_parts import picture, sd_parts, t5, t5_tokenizer
+from tiny_pipelines import VIDEO, wan
 
 
 def sky_reels() -> SkyReelsV2DiffusionForcingPipeline:

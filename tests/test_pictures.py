@@ -14,7 +14,8 @@ import redi
 from pipeline_claims import PROMPTS, Case
 from redi.errors import IncompatibleError, InputError
 from redi.pictures import is_picture, is_written, stand_in, written
-from tiny_pipelines import FROM_PICTURE, picture
+from tiny_parts import picture
+from tiny_pipelines import FROM_PICTURE
 
 CONTROL = {"image": picture(1), "control_guidance_end": 0.5}
 
