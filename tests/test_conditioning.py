@@ -16,6 +16,7 @@ from redi.conditioning import capture
 from redi.engine import Jump, run
 from redi.errors import IncompatibleError
 from tiny import PROMPTS, Watcher, generate, noise, tiny_pipeline
+from tiny_pipelines import TEXT_TO_ANYTHING
 
 BASE, STYLED, X_T = list(PROMPTS[:2]), [f"{prompt} as a mosaic" for prompt in PROMPTS[:2]], noise(1, 2)
 
@@ -113,3 +114,21 @@ def test_captured_are_text_and_not_latents_or_control(pipe: Any) -> None:
         assert not [
             name for name in calls[0].arguments if name.startswith(("sample", "timestep_", "controlnet", "down"))
         ]
+
+
+def test_a_call_that_begins_while_some_images_sleep_keeps_its_own_rows() -> None:
+    """SD3's skip-layer guidance calls its network a second time in a part of the schedule, with half the rows."""
+    pipe = TEXT_TO_ANYTHING["StableDiffusion3"].build()
+    skipping = {"skip_guidance_layers": [0], "skip_layer_guidance_start": 0.4, "skip_layer_guidance_stop": 0.9}
+    call = {"num_inference_steps": 12, "guidance_scale": 5.0, "output_type": "latent", "return_dict": False}
+
+    def made(prompts: list[str], x_T: Tensor) -> Tensor:
+        return pipe(prompts, latents=x_T, **call, **skipping)[0]
+
+    own = Watcher()
+    with run(pipe, own):
+        full = made(BASE, X_T)
+    for decisions in ([None, Jump(8, own.seen[8][1])], [Jump(8, own.seen[8][0]), Jump(8, own.seen[8][1])]):
+        with run(pipe, Watcher(3, lambda latents, d=decisions: d)):
+            jumped = made(BASE, X_T)
+        torch.testing.assert_close(jumped, full, rtol=1e-4, atol=1e-4)

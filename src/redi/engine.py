@@ -21,7 +21,7 @@ from torch import Tensor
 from redi.conditioning import Conditioning
 from redi.errors import PlanError, RetrievalError, UnsupportedError
 from redi.lanes import Lane
-from redi.modular import free_hooks
+from redi.modular import free_hooks, refuse_momentum
 from redi.networks import Networks, RunStatistics
 from redi.patching import patched
 from redi.rows import put_rows
@@ -77,11 +77,14 @@ def run(
         The run's statistics, complete once the block has ended.
 
     Raises:
-        UnsupportedError: The scheduler is not admitted, PNDM starts inside its schedule (image-to-image), or
+        UnsupportedError: The scheduler is not admitted, PNDM starts inside its schedule (image-to-image), a guider
+            keeps momentum, or
             the pipeline is already run by redi.
         PlanError: A jump leads to a step that is not between the key step and the end.
         RetrievalError: ``at_key`` returned something else than one decision, of the latents' shape, per image.
     """
+    if policy.key_step is not None:
+        refuse_momentum(pipe)
     statistics = RunStatistics()
     networks = Networks(pipe, statistics, tail_conditioning)
     facts = facts_for(pipe.scheduler, allow_stochastic=allow_stochastic)

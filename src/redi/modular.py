@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
+from redi.errors import UnsupportedError
+
 _SAMPLES = ("images", "videos", "audio")
 """What modular pipelines call the samples in their state."""
 
@@ -48,9 +50,25 @@ def guider_of(pipe: Any) -> dict[str, Any] | None:
     guider = getattr(pipe, "guider", None)
     if guider is None:
         return None
-    set_later = {name: value for name, value in vars(guider).items() if not name.startswith("_")}
-    settings = {**guider.config, **set_later, "enabled": guider._enabled}
-    return {"class": type(guider).__name__, **{name: settings[name] for name in sorted(settings) if name[0] != "_"}}
+    names = sorted(name for name in guider.config if not name.startswith("_"))
+    settings = {name: vars(guider).get(name, guider.config[name]) for name in names}  # also those set later
+    return {"class": type(guider).__name__, **settings, "enabled": guider._enabled}
+
+
+def refuse_momentum(pipe: Any) -> None:
+    """Refuse a guider that adds up what the networks answered at every step: the steps that sleep have no answers.
+
+    Raises:
+        UnsupportedError: The pipeline has such a guider.
+    """
+    guider = getattr(pipe, "guider", None)
+    momentum = getattr(guider, "adaptive_projected_guidance_momentum", None)
+    if momentum is not None:
+        raise UnsupportedError(
+            f"{type(guider).__name__} with adaptive_projected_guidance_momentum={momentum}",
+            expected="a guider that needs no answers of the steps that a jump leaves out",
+            fix=f"{type(guider).__name__}(..., adaptive_projected_guidance_momentum=None)",
+        )
 
 
 def samples_of(output: Any) -> list[Any]:

@@ -144,7 +144,7 @@ class Networks:
         position = self._position[name] = self._position.get(name, -1) + 1
         place = (name, position)
         total, device = _rows_and_device(args, kwargs)
-        remembered = None if self.batch is None or self.awake is None else self._remembered(name, position)
+        remembered = None if self.batch is None or self.awake is None else self._remembered(name, position, total)
         if remembered is None:
             images: Sequence[int] | None = None
         elif not self.awake:
@@ -168,11 +168,19 @@ class Networks:
         self._memory[place] = answer
         return answer
 
-    def _remembered(self, name: str, position: int) -> Any:
-        """Return the answer at this position of a step, or that of a network of the same class (an expert that takes
-        over while images sleep has none of its own, and theirs is not looked at); None if there is neither."""
-        places = [(each, position) for each in (name, *siblings_of(self._pipe, name))]
-        return next((self._memory[place] for place in places if place in self._memory), None)
+    def _remembered(self, name: str, position: int, total: int | None) -> Any:
+        """Return the answer at this position of a step, None if there is none to take.
+
+        An expert that takes over while images sleep, or guidance that begins then, has none of its own; that of a
+        network of the same class, or of another position, has its form if it has as many rows (``total``), and the
+        rows that sleep are not looked at.
+        """
+        if (name, position) in self._memory:
+            return self._memory[name, position]
+        names = (name, *siblings_of(self._pipe, name))
+        places = [(each, position) for each in names] + [(each, 0) for each in names]
+        answers = (self._memory[place] for place in places if place in self._memory)
+        return next((answer for answer in answers if total is not None and _rows_of(answer) == total), None)
 
     def _count(self, images: Sequence[int] | None) -> None:
         """Count one call that evaluates these images (None: all)."""
@@ -193,3 +201,11 @@ def _rows_and_device(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int
     if isinstance(latents, Tensor) and latents.ndim > 0:
         return latents.shape[0], latents.device
     return None, torch.device("cpu")
+
+
+def _rows_of(answer: Any) -> int | None:
+    """Return the rows of a network's answer, of its first tensor."""
+    if isinstance(answer, Tensor):
+        return answer.shape[0] if answer.ndim else None
+    parts = answer.values() if isinstance(answer, dict) else answer if isinstance(answer, list | tuple) else ()
+    return next((rows for part in parts if (rows := _rows_of(part)) is not None), None)
