@@ -41,6 +41,8 @@ holds: its base has independent noises, and is recorded with the engine
 
 A modular pipeline's guider is part of the identity of a base, as `guidance_scale` is elsewhere. Diffusers does not save
 it: put it back before you enable a base on a pipeline that was loaded.
+Guidance for a part of the schedule costs nothing while images sleep. A guider with momentum is refused where it would
+jump, because the steps that sleep have no answers to add up ([`tests/test_modular.py`](../tests/test_modular.py)).
 
 ## Refused
 
