@@ -72,6 +72,14 @@ def test_another_control_picture_is_refused(controlled: Any) -> None:
         pipe("a big dog", image=picture(2))
 
 
+def test_a_call_without_the_control_picture_is_told_which_is_missing(controlled: Any) -> None:
+    pipe, base = controlled
+    with redi.enable(pipe, base), pytest.raises(InputError, match="a call without image\n"):
+        pipe("a big dog")
+    with pytest.raises(InputError, match="a call without image\n"):
+        redi.generate(pipe, base, "a big dog", progress=False)
+
+
 def test_a_build_without_its_control_picture_is_refused(controlled: Any, tmp_path: Path) -> None:
     pipe, base = controlled
     with pytest.raises(InputError, match="StableDiffusionControlNetPipeline cannot be called"):

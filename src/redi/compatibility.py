@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from redi.calls import arguments_from, is_free, is_same, left_out, parameters_of, same_as_none, written_arguments
-from redi.errors import IncompatibleError, KnowledgeBaseError, UnsupportedError
+from redi.errors import IncompatibleError, InputError, KnowledgeBaseError, UnsupportedError
 from redi.identity import called_identity, compared, standing_identity
 from redi.knowledge_base import Difference, KnowledgeBase, describe_differences, differences
-from redi.pictures import written
+from redi.pictures import is_written, written
 from redi.solvers import facts_for
 
 _FIX = "give the pipeline and its call what the base was built with, or build a base for what you have"
@@ -93,6 +93,7 @@ def complete_call(
     Raises:
         TypeError: The arguments do not fit the call.
         IncompatibleError: One was given that is not what the base was built with.
+        InputError: A picture that the base was built with is missing.
     """
     signature = inspect.signature(call)
     bound = signature.bind(*args, **kwargs)
@@ -119,6 +120,13 @@ def complete_call(
             + describe_differences(found).replace("    pipeline:       ", "    this call:      "),
             expected="arguments that are left out (the base's are used) or the same",
             fix="leave them out, call redi.disable(pipe) first, or build a base with them",
+        )
+    missing = [name for name, value in recorded.items() if is_written(value) and given.get(name) is None]
+    if missing:
+        raise InputError(
+            f"a call without {', '.join(missing)}",
+            expected=f"the pictures that {base.path} was built with: it holds their hashes",
+            fix=f"enable the base and pass them: pipe(prompt, {', '.join(f'{name}=...' for name in missing)})",
         )
     required = arguments_from(pipe, recorded)
     texts = {name: _spread(text, given) for name, text in required.items() if name.startswith("negative_prompt")}
