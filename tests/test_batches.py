@@ -15,10 +15,12 @@ from torch import Tensor
 import redi
 from ground import NEW, NOISES, Ground, call
 from recording import PROMPTS
+from redi.engine import Jump, run
 from redi.errors import InputError, PlanError, RediWarning, RetrievalError
 from redi.jumping import JumpPolicy, JumpRule
 from redi.retrieval import COMBINERS, Gate
-from tiny import noise
+from tiny import Watcher, noise
+from tiny_pipelines import SQUARE, flux
 
 FOREIGN = noise(999)[0]
 ASKED = [PROMPTS[0], NEW, "two small trees", PROMPTS[3], NEW, PROMPTS[4], "a dog"]
@@ -139,6 +141,27 @@ def test_impossible_limits_are_refused(
     with pytest.raises(error, match=message) as caught:
         redi.enable(ground.pipe(), ground.base(), **options)
     assert "Expected: " in str(caught.value)
+
+
+def test_a_batch_of_as_many_pictures_as_a_picture_has_tokens_parts_as_any_other() -> None:
+    pipe, own = stilled(flux()), Watcher()
+    embeds = {"prompt_embeds": noise(*range(16), shape=(8, 32)), "pooled_prompt_embeds": noise(*range(16), shape=(16,))}
+    settings = {**SQUARE, "num_inference_steps": 6, "output_type": "latent", "return_dict": False}
+    x_T = noise(*range(16), shape=(16, 16))
+    with run(pipe, own):
+        plain = pipe(**embeds, latents=x_T, **settings)[0]
+    decisions = [Jump(4, latents) if image % 2 else None for image, latents in enumerate(own.seen[4])]
+    with run(pipe, Watcher(2, lambda latents: decisions)) as statistics:
+        parted = pipe(**embeds, latents=x_T, **settings)[0]
+    assert statistics.calls == [6, 4] * 8
+    assert float((parted - plain).abs().max()) <= ROUNDING * float(plain.abs().max())
+
+
+def stilled(pipe: Any) -> Any:
+    """Return a pipeline without dropout and progress bar."""
+    pipe.transformer.eval()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 # What a device is asked

@@ -147,6 +147,36 @@ def test_an_interrupted_run_ends_clean_and_says_where(
     assert torch.equal(call(pipe, NEW, latents=NOISES[:1]), wanted)
 
 
+# Callbacks that use the pipeline's networks
+
+
+def test_a_callback_may_encode_a_prompt_while_images_sleep(ground: Ground) -> None:
+    pipe = enabled(ground, ground.pipe())
+
+    def embeds(prompt: str) -> Tensor:
+        wanted, unwanted = pipe.encode_prompt(prompt, pipe.device, 1, True, negative_prompt="ugly")
+        return torch.cat([unwanted, wanted])
+
+    def travelled(embeds_of: Callable[[str], Tensor]) -> Tensor:
+        def callback(pipe: Any, index: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            prompts = {0: "a red cat", 5: "a green house with a boat"}
+            return {"prompt_embeds": embeds_of(prompts[index])} if index in prompts else {}
+
+        inputs = ["latents", "prompt_embeds"]
+        return call(
+            pipe,
+            NEW,
+            latents=NOISES[:1],
+            callback_on_step_end=callback,
+            callback_on_step_end_tensor_inputs=inputs,
+        )
+
+    known = {prompt: embeds(prompt) for prompt in ("a red cat", "a green house with a boat")}
+    wanted = travelled(known.__getitem__)
+    assert torch.equal(travelled(embeds), wanted)
+    assert redi.reports(pipe)[0].calls == 7, "a text encoder that the callback calls is no step"
+
+
 # Several pipelines, several threads
 
 
@@ -243,6 +273,32 @@ def test_two_enabled_pipelines_with_one_unet_at_once_are_refused(ground: Ground)
         call(other, NEW, latents=NOISES[:1])
     assert torch.equal(results[0], wanted)
     assert torch.equal(call(other, NEW, latents=NOISES[:1]), wanted)
+
+
+def test_enabling_a_pipeline_leaves_another_one_alone_that_runs_on_its_networks(ground: Ground) -> None:
+    other = ground.pipe()
+    pipe = sharing(other, scheduler=scheduler("ddim"))
+    plain = full_images(other, [NEW], NOISES[1:2], 12)
+    stands, goes_on = threading.Event(), threading.Event()
+    scale = pipe.scheduler.scale_model_input
+
+    def stand(*args: Any, **kwargs: Any) -> Tensor:
+        """Stop where redi asks the pipeline for its schedule, right before the first network would be called."""
+        stands.set()
+        assert goes_on.wait(60)
+        return scale(*args, **kwargs)
+
+    base = ground.base()
+    pipe.scheduler.scale_model_input = stand
+    thread = threading.Thread(target=redi.enable, args=(pipe, base))
+    thread.start()
+    assert stands.wait(60)
+    try:
+        assert torch.equal(full_images(other, [NEW], NOISES[1:2], 12), plain)
+    finally:
+        goes_on.set()
+        thread.join(60)
+    assert "redi is enabled with" in redi.summary(pipe)
 
 
 @pytest.mark.parametrize("enable_again", [False, True], ids=["as it is", "enabled again meanwhile"])

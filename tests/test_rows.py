@@ -6,7 +6,7 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from diffusers.schedulers.scheduling_ddim import DDIMSchedulerOutput
 
-from redi.rows import put_rows, rows_of_images, take_rows
+from redi.rows import put_rows, rows_of_images, take_rows, take_rows_of_call
 
 WHOLE = torch.arange(12.0).reshape(6, 2)
 
@@ -43,3 +43,13 @@ def test_output_objects_of_diffusers_keep_their_type() -> None:
 
 def test_all_rows_are_handed_on_without_a_copy() -> None:
     assert take_rows(WHOLE, range(6), 6) is WHOLE
+
+
+def test_places_of_tokens_are_not_rows_even_if_there_are_as_many() -> None:
+    places = torch.zeros(6, 3)
+    call = {"img_ids": places, "image_rotary_emb": (places, places), "text": WHOLE, "txt_ids": torch.zeros(6, 4, 3)}
+    cut = take_rows_of_call(call, [1, 4], 6)
+    assert cut["img_ids"] is places
+    assert cut["image_rotary_emb"][1] is places
+    assert torch.equal(cut["text"], WHOLE[[1, 4]])
+    assert cut["txt_ids"].shape == (2, 4, 3), "with a batch axis they are rows"

@@ -17,7 +17,7 @@ from redi.errors import UnsupportedError
 from redi.solvers import facts_for
 from solver_cases import SD
 from solver_table import MEANS, X_T
-from tiny import Watcher, tiny_pipeline
+from tiny import PROMPTS, Watcher, generate, noise, tiny_pipeline
 
 PLAN = redi.Plan(6, key_step=2, value_steps=(4,))
 
@@ -68,6 +68,24 @@ def test_one_that_is_allowed_jumps_with_a_warning(kind: str, settings: dict[str,
     paid = facts.call_index(2) + facts.total_calls(8) - facts.call_index(6)
     assert statistics.calls == [paid, paid]
     assert ended.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["EulerAncestralDiscrete", "KDPM2AncestralDiscrete"])
+@pytest.mark.filterwarnings("ignore")
+def test_images_of_a_batch_that_parts_draw_from_their_own_generators(tmp_path: Path, kind: str) -> None:
+    pipe = tiny_pipeline(tmp_path)
+    pipe.scheduler = noisy(kind, {})
+    x_T, values = noise(1, 2, 3, 4), noise(5, 6, 7, 8)
+    decisions = [Jump(5, values[0]), None, Jump(6, values[2]), None]
+
+    def made(images: list[int]) -> torch.Tensor:
+        policy = Watcher(2, lambda latents: [decisions[image] for image in images])
+        generators = [torch.Generator().manual_seed(image) for image in images]
+        with run(pipe, policy, allow_stochastic=True):
+            return generate(pipe, [PROMPTS[image] for image in images], x_T[images], 8, generator=generators)
+
+    alone = torch.cat([made([image]) for image in range(4)])
+    assert float((made([0, 1, 2, 3]) - alone).abs().max()) < 2e-5 * float(alone.abs().max())
 
 
 def test_an_argument_that_adds_noise_is_refused_and_may_be_allowed() -> None:

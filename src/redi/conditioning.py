@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -112,8 +113,11 @@ def positional_names(network: Callable[..., Any], count: int) -> list[str]:
 def _run_to_first_step(pipe: Any, call: Callable[[], Any], *, evaluate: bool) -> Conditioning:
     """Run the call to its first scheduler step, recording what the networks get."""
     calls: dict[str, list[CapturedCall]] = {}
+    thread = threading.get_ident()
 
     def record(name: str, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != thread:  # another pipeline that shares the network
+            return network(*args, **kwargs)
         calls.setdefault(name, []).append(_captured_call(network, args, kwargs))
         if evaluate:
             return network(*args, **kwargs)

@@ -50,6 +50,9 @@ class Lane:
     def step(self, facts: SolverFacts, arguments: Mapping[str, Any], batch: int) -> Any:
         """Step these images; ``arguments`` are those of the whole batch, the output has the lane's rows."""
         own = {name: take_rows(value, self.images, batch) for name, value in arguments.items()}
+        generators = own.get("generator")
+        if isinstance(generators, list) and len(generators) == batch:
+            own["generator"] = [generators[image] for image in self.images]
         return facts.step(self.scheduler, own, self.restart)
 
 

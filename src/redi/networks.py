@@ -18,7 +18,7 @@ from torch import Tensor
 from redi.caches import refresh_caches, refuse_untested_caches, restored_caches
 from redi.conditioning import Conditioning
 from redi.patching import patched_networks, siblings_of
-from redi.rows import put_rows, rows_of_images, take_rows
+from redi.rows import put_rows, rows_of_images, take_rows, take_rows_of_call
 
 
 @dataclass
@@ -100,6 +100,7 @@ class Networks:
         self._swapped = False
         self._memory: dict[tuple[str, int], Any] = {}
         self._position: dict[str, int] = {}
+        self._denoising: set[str] = set()
         self._calls_before_first_step = 0
 
     def open(self) -> None:
@@ -118,8 +119,10 @@ class Networks:
         self._patches.close()
 
     def know_batch(self, batch: int) -> None:
-        """Learn, at the first step, how many images there are."""
+        """Learn, at the first step, how many images there are; what was called by then, and its kind, denoises."""
         self.batch = batch
+        called = {name for name, _ in self._memory}
+        self._denoising = called.union(*(siblings_of(self._pipe, name) for name in called))
         self._first_image = len(self._statistics.calls)
         self._statistics.calls += [self._calls_before_first_step] * batch
         self._statistics.skipped_calls += [0] * batch
@@ -141,6 +144,8 @@ class Networks:
         """Answer one call of a network: the awake rows evaluated, the others from memory."""
         if threading.get_ident() != self._thread:  # another pipeline that shares the network
             return evaluate(*args, **kwargs)
+        if self.batch is not None and name not in self._denoising:  # a text encoder that the user's callback calls
+            return evaluate(*args, **kwargs)
         position = self._position[name] = self._position.get(name, -1) + 1
         place = (name, position)
         total, device = _rows_and_device(args, kwargs)
@@ -161,7 +166,7 @@ class Networks:
                 answer = evaluate(*args, **kwargs)
         else:
             rows = rows_of_images(images, self.batch, total)
-            args, kwargs = take_rows(args, rows, total), take_rows(kwargs, rows, total)
+            args, kwargs = take_rows(args, rows, total), take_rows_of_call(kwargs, rows, total)
             with self._watch.running(device):
                 part = evaluate(*args, **kwargs)
             answer = put_rows(remembered, part, rows, total)

@@ -7,6 +7,7 @@ the pipeline itself runs, up to the first network call of its loop, and what it 
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -100,7 +101,7 @@ class _Watch:
     """What one rehearsing call has set up so far."""
 
     def __init__(self, pipe: Any) -> None:
-        self.scheduler = pipe.scheduler
+        self.scheduler, self.thread = pipe.scheduler, threading.get_ident()
         self.scheduled, self.by_step = False, not hasattr(pipe, "prepare_latents")
         self.prepared: Tensor | None = None
         self.checked: dict[str, float] = {}
@@ -133,6 +134,8 @@ class _Watch:
 
     def network(self, evaluate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Stop at the first network of the loop."""
+        if threading.get_ident() != self.thread:  # another pipeline that shares the network
+            return evaluate(*args, **kwargs)
         if self.scheduled and self.prepared is not None:
             raise _Ready
         if self.scheduled and self.by_step:

@@ -19,6 +19,25 @@ def rows_of_images(images: Sequence[int], batch: int, total: int) -> list[int]:
     return [row for row in range(total) if row % batch in chosen]
 
 
+def take_rows_of_call(arguments: dict[str, Any], rows: Sequence[int], total: int) -> dict[str, Any]:
+    """Return the named arguments of a network's call cut to ``rows``, as :func:`take_rows` does it.
+
+    What names the places of tokens (Flux's ``img_ids``, rotary embeddings) is handed on where it has no batch axis,
+    also if there happen to be as many tokens as rows.
+    """
+    return {
+        name: value if _names_places(name, value) else take_rows(value, rows, total)
+        for name, value in arguments.items()
+    }
+
+
+def _names_places(name: str, value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(_names_places(name, item) for item in value)
+    about_places = name.endswith(("img_ids", "txt_ids")) or "rotary" in name or "rope" in name
+    return about_places and isinstance(value, Tensor) and value.ndim <= 2
+
+
 def take_rows(tree: Any, rows: Sequence[int], total: int) -> Any:
     """Return ``tree`` with every tensor of ``total`` rows cut to ``rows``; everything else is handed on."""
     if len(rows) == total:
