@@ -92,6 +92,16 @@ def test_a_changed_number_is_noticed(base: KnowledgeBase) -> None:
     assert KnowledgeBase.open(base.path).values([2], 7).shape == (1, *SHAPE)
 
 
+def test_a_table_on_which_lance_panics_is_refused_like_any_other(base: KnowledgeBase) -> None:
+    """Rust's panics are no ``Exception`` in Python."""
+    newest = min((base.path / "entries.lance/_versions").glob("*.manifest"))  # versions count down
+    whole = newest.read_bytes()
+    assert b"halffloat" in whole
+    newest.write_bytes(whole.replace(b"halffloat", b"halffl\x15at", 1))
+    with pytest.raises(KnowledgeBaseError, match="cannot read"):
+        KnowledgeBase.open(base.path)
+
+
 def test_a_missing_table_is_refused(base: KnowledgeBase) -> None:
     shutil.rmtree(base.path / "entries.lance")
     with pytest.raises(KnowledgeBaseError, match="no table"):

@@ -42,12 +42,20 @@ class Directory:
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, RuntimeError, pa.ArrowException) as error:
+    except BaseException as error:
+        if not _is_of_reading(error):
+            raise
         raise KnowledgeBaseError(
             f"cannot read {path}: {_PLACE_IN_LANCE.sub('', str(error).splitlines()[0])[:300]}",
             expected="the whole table that redi wrote",
             fix="run redi inspect --verify to see what is damaged; restore the folder or build it again",
         ) from error
+
+
+def _is_of_reading(error: BaseException) -> bool:
+    """Say whether this is what Lance raises over damage; its panics are no ``Exception``, and their class is hidden."""
+    known = isinstance(error, (OSError, ValueError, RuntimeError, pa.ArrowException))
+    return known or type(error).__name__ == "PanicException"
 
 
 class EntryTable:
@@ -101,7 +109,8 @@ class EntryTable:
 
     def _check_schema(self) -> None:
         expected = schema_of(self._columns, self._size)
-        found = {field.name: field.type for field in self._dataset.schema}
+        with _reading(self.path):
+            found = {field.name: field.type for field in self._dataset.schema}
         wrong = [
             f"{field.name} is {found.get(field.name, 'missing')}, not {field.type}"
             for field in expected
@@ -404,7 +413,9 @@ class EntryTable:
                     read += batch.num_rows
                 if read != count:
                     yield f"rows {position} to {position + count - 1}: only {read} of {count} can be read"
-            except (OSError, ValueError, RuntimeError, pa.ArrowException) as error:
+            except BaseException as error:
+                if not _is_of_reading(error):
+                    raise
                 reason = str(error).splitlines()[0][:200]
                 yield f"rows {position + read} to {position + count - 1} cannot be read: {reason}"
             position += count
