@@ -178,18 +178,14 @@ class JumpPolicy(NoiseWatch):
             value_step, reason = choose_step(rule.gates, float(distances[0]))
             seen.append(Decision(noise_id, reason, near.tolist(), distances[: len(near)], value_step))
 
-        values: dict[int, Tensor] = {}  # by place among the images; each value step is read at once
+        pairs: dict[int, tuple[Tensor, Tensor]] = {}  # keys and values by place; each value step is read at once
         for value_step in rule.gates:
             jumping = [place for place, decision in enumerate(seen) if decision.value_step == value_step]
             if jumping:
                 rows = [neighbors[place] for place in jumping]
-                parts = torch.split(base.values(torch.cat(rows), value_step), [len(each) for each in rows])
-                values |= dict(zip(jumping, parts, strict=True))
-        keys: dict[int, Tensor] = {}
-        if values:
-            rows = [neighbors[place] for place in values]
-            parts = torch.split(base.keys(torch.cat(rows), rule.key_step), [len(each) for each in rows])
-            keys = dict(zip(values, parts, strict=True))
+                read = base.pairs(torch.cat(rows), rule.key_step, value_step)
+                parts = (torch.split(each, [len(own) for own in rows]) for each in read)
+                pairs |= dict(zip(jumping, zip(*parts, strict=True), strict=True))
 
         decisions = []
         for place, (image, decision) in enumerate(zip(images, seen, strict=True)):
@@ -202,8 +198,8 @@ class JumpPolicy(NoiseWatch):
                         expected="a base without NaN",
                         fix="look for damage: redi inspect --verify",
                     )
-                if place in keys:
-                    made = self._combined(on_host[place], keys[place], values[place])
+                if place in pairs:
+                    made = self._combined(on_host[place], *pairs[place])
                     decision = replace(decision, combination=made)
             except RetrievalError as error:
                 decision = self._failed(image, error)

@@ -137,11 +137,12 @@ def warn_of_long_prompts(pipe: Any, prompts: Sequence[str], call: Mapping[str, A
     # A token stands for a byte or more, and two tokens mark start and end: most prompts need no tokenizing.
     longest = max(limits.values(), default=math.inf)
     suspects = [prompt for prompt in dict.fromkeys(prompts) if len(prompt.encode()) + 2 > longest]
-    too_long = [
-        prompt
-        for prompt in suspects
-        if all(len(each(prompt, verbose=False)["input_ids"]) > limits[id(each)] for each in tokenizers)
+    if not suspects:
+        return
+    over = [
+        [len(tokens) > limits[id(each)] for tokens in each(suspects, verbose=False)["input_ids"]] for each in tokenizers
     ]
+    too_long = [prompt for prompt, *judged in zip(suspects, *over, strict=True) if all(judged)]
     if too_long:
         named = "; ".join(f"{prompt[:60]!r}" for prompt in too_long[:3]) + ("; ..." if len(too_long) > 3 else "")
         warn(

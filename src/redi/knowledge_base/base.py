@@ -328,8 +328,8 @@ class KnowledgeBase:
 
     def _index(self, noise_id: int, key_step: int, device: torch.device, members: npt.NDArray[np.int64]) -> Index:
         def make() -> Index:
-            keys = torch.from_numpy(self._table.latents(members, f"key_{key_step}"))
-            return self._make_index(keys.to(device).float())
+            (keys,) = self._table.latents(members, f"key_{key_step}")
+            return self._make_index(torch.from_numpy(keys).to(device).float())
 
         size = 4 * len(members) * self._manifest.size
         return self._indexes.get((noise_id, key_step, str(device)), size, make)
@@ -342,9 +342,8 @@ class KnowledgeBase:
             KnowledgeBaseError: A row does not exist or is damaged.
         """
         self.plan.choose(key_step)
-        offsets = self._read(rows, f"key_{key_step}")
-        noise_ids = torch.from_numpy(self._table.directory.noise_id[_positions(rows)].astype(np.int64))
-        return (offsets + self._noises.reference(key_step, noise_ids)).to(device or "cpu")
+        (offsets,) = self._read(rows, f"key_{key_step}")
+        return self._referred(offsets, rows, key_step).to(device or "cpu")
 
     def values(self, rows: Tensor | Sequence[int], value_step: int, device: torch.device | str | None = None) -> Tensor:
         """Return the values of rows: (n, *shape) float32.
@@ -354,11 +353,23 @@ class KnowledgeBase:
             KnowledgeBaseError: A row does not exist or is damaged.
         """
         self.plan.choose(value_step=value_step)
-        return self._read(rows, f"value_{value_step}").to(device or "cpu")
+        return self._read(rows, f"value_{value_step}")[0].to(device or "cpu")
 
-    def _read(self, rows: Tensor | Sequence[int], column: str) -> Tensor:
-        found = self._table.latents(_positions(rows), column)
-        return torch.from_numpy(found).float().reshape(-1, *self._manifest.latent_shape)
+    def pairs(self, rows: Tensor | Sequence[int], key_step: int, value_step: int) -> tuple[Tensor, Tensor]:
+        """Return :meth:`keys` and :meth:`values` of rows on the CPU, read at once; errors as theirs."""
+        self.plan.choose(key_step, value_step)
+        offsets, values = self._read(rows, f"key_{key_step}", f"value_{value_step}")
+        return self._referred(offsets, rows, key_step), values
+
+    def _referred(self, offsets: Tensor, rows: Tensor | Sequence[int], key_step: int) -> Tensor:
+        noise_ids = torch.from_numpy(self._table.directory.noise_id[_positions(rows)].astype(np.int64))
+        return offsets + self._noises.reference(key_step, noise_ids)
+
+    def _read(self, rows: Tensor | Sequence[int], *columns: str) -> list[Tensor]:
+        shape = (-1, *self._manifest.latent_shape)
+        return [
+            torch.from_numpy(each).float().reshape(shape) for each in self._table.latents(_positions(rows), *columns)
+        ]
 
     def entries(self, rows: Tensor | Sequence[int]) -> list[Entry]:
         """Return what is known of rows, apart from their latents.

@@ -293,8 +293,7 @@ class EntryTable:
         for unit in found:
             rows = np.flatnonzero(self.directory.unit == unit)
             self.metadata(rows)
-            for column in self._columns:
-                self.latents(rows, column)
+            self.latents(rows, *self._columns)
         return found
 
     def compact(self, *, least: int | None = None) -> bool:
@@ -328,19 +327,20 @@ class EntryTable:
 
     # Reading.
 
-    def latents(self, rows: Rows, column: str) -> npt.NDArray[np.float16]:
-        """Return (n, d) float16 of one latent column, in the order of ``rows``; every row is checked.
+    def latents(self, rows: Rows, *columns: str) -> list[npt.NDArray[np.float16]]:
+        """Return (n, d) float16 of each latent column, in the order of ``rows``, read at once; every row is checked.
 
         Raises:
             KnowledgeBaseError: A row does not exist, is damaged, or belongs to another base.
         """
         wanted = self._positions(rows)
-        found = np.empty((len(wanted), self._size), dtype=np.float16)
-        step = max(1, _READ_BYTES // (2 * self._size))
+        found = [np.empty((len(wanted), self._size), dtype=np.float16) for _ in columns]
+        step = max(1, _READ_BYTES // (2 * self._size * max(1, len(columns))))
         for start in range(0, len(wanted), step):
             part = wanted[start : start + step]
-            taken = self._take(part, [column, f"{column}_crc"])
-            found[start : start + step] = self._checked(taken, column, part)
+            taken = self._take(part, [*columns, *(f"{column}_crc" for column in columns)])
+            for column, latents in zip(columns, found, strict=True):
+                latents[start : start + step] = self._checked(taken, column, part)
         return found
 
     def _checked(self, taken: Any, column: str, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float16]:
