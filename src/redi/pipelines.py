@@ -190,13 +190,15 @@ def _placed(pipe: Any, device: str | None) -> Any:
     name = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         placed = pipe.to(name)
-        if placed.device.type == "cpu" and isinstance(getattr(placed, "vae", None), torch.nn.Module):
-            placed.vae.to(memory_format=torch.channels_last)  # decodes faster there; it touches no trajectory
-        return placed
     except (RuntimeError, AssertionError, ValueError) as error:
         raise InputError(
             f"device {name!r}: {str(error).splitlines()[0]}", expected='a device that torch has here, such as "cpu"'
         ) from error
+    if placed.device.type == "cpu" and isinstance(getattr(placed, "vae", None), torch.nn.Module):
+        for layer in placed.vae.modules():
+            if isinstance(layer, torch.nn.Conv2d):
+                layer.to(memory_format=torch.channels_last)  # decodes faster there; it touches no trajectory
+    return placed
 
 
 @contextmanager
