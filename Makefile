@@ -27,7 +27,7 @@ INSTALLED := $(VENV)/.installed
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export DO_NOT_TRACK ?= 1
 
-.PHONY: venv demo test check bench bench-batches bench-overhead bench-gate bench-style bench-kill figures docs clean
+.PHONY: venv demo test check bench bench-batches bench-overhead bench-gate bench-style bench-kill figures report docs clean
 .DEFAULT_GOAL := demo
 
 venv: $(INSTALLED)
@@ -71,6 +71,9 @@ bench-kill: $(INSTALLED)
 
 figures: $(INSTALLED)
 	$(BIN)/python benchmarks/readme.py
+
+report: $(INSTALLED)
+	$(BIN)/redi experiments report
 
 docs: $(INSTALLED)
 	$(BIN)/python -m redi.cli.reference > docs/cli.md

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from redi.cli.build import build
 from redi.cli.demo import demo
+from redi.cli.experiments import experiments_app
 from redi.cli.generate import generate
 from redi.cli.inspect import inspect
 from redi.cli.miniature import miniature_app
@@ -21,6 +22,7 @@ from redi.errors import RediError, RediWarning
 _TO_GO_ON = {
     "build": "the entries so far are kept; the same command goes on with them",
     "demo": "the entries so far are kept; the same command goes on with them",
+    "experiments": "the runs so far are kept; the same command goes on with them",
     "miniature": "the last checkpoint is kept; the same command goes on from it",
 }
 
@@ -78,6 +80,7 @@ def _options(
 for _command in (build, inspect, generate, stylize, demo):
     app.command()(_command)
 app.add_typer(miniature_app, name="miniature")
+app.add_typer(experiments_app, name="experiments")
 
 
 @contextmanager

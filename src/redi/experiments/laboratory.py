@@ -1,0 +1,275 @@
+"""Owns running samplings on the bundled model, each once (kept on disk by its configuration); must not know tables."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+import redi
+from redi.attachment import quiet
+from redi.errors import InputError
+from redi.experiments.other_keys import distance_at_value, estimates, run_to
+from redi.experiments.sampling import Recording, Sampling, Scale, Solver, fingerprint
+from redi.generating import generate
+from redi.knowledge_base import NoiseBank
+from redi.metrics import Reference
+from redi.miniature.drawing import draw
+from redi.miniature.evaluation import bundled_evaluator
+from redi.miniature.quality import Faithfulness, faithful
+from redi.miniature.scenes import Description, captioned_scenes, captions
+from redi.pipelines import MINIATURE, default_guidance, load_pipeline, miniature_folder
+from redi.plan import Plan
+from redi.results import write_file, write_json
+
+_BASE_SEED, _PROMPT_SEED, _REFERENCE_SEED = 3000, 4000, 5000
+_ATTRIBUTES = ("objects", "background", "style", "all")
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """What one sampling made of one replicate's prompts.
+
+    Attributes:
+        features: (n, 128) of the evaluator.
+        faithful: For each attribute (n): 1 right, 0 wrong, nan where the prompt does not say.
+        pictures: (n, 64, 64, 3), 0 to 255.
+        calls: (n) network calls of each picture.
+        jumped: (n) whether it jumped.
+        seconds: Of all pictures, everything but loading included.
+    """
+
+    features: NDArray[np.float64]
+    faithful: dict[str, NDArray[np.float64]]
+    pictures: NDArray[np.uint8]
+    calls: NDArray[np.float64]
+    jumped: NDArray[np.bool_]
+    seconds: float
+
+    def __len__(self) -> int:
+        return len(self.calls)
+
+
+@dataclass(frozen=True)
+class Laboratory:
+    """The bundled model, its prompts and what was run on it so far.
+
+    Args:
+        folder: Where bases and samples are kept; a run that is there is not run again.
+        scale: How large the study is.
+        device: As torch names it; by default the first that is there.
+        batch_size: Pictures per pipeline call.
+    """
+
+    folder: Path
+    scale: Scale
+    device: str | None = None
+    batch_size: int = 32
+
+    def sample(self, sampling: Sampling, replicate: int) -> Samples:
+        """Return the samples of one replicate, running them first if they are not there.
+
+        Prompt i starts from noise i mod M of the replicate's bank, whatever the sampling: samplings are paired.
+        """
+        path = self._folder("samples", sampling, replicate) / "samples.npz"
+        if not path.exists():
+            pictures, calls, jumped, seconds = self._run(sampling, replicate)
+            self._keep(path, sampling, replicate, pictures, calls, jumped, seconds)
+        with np.load(path) as kept:
+            return Samples(
+                kept["features"],
+                {name: kept[f"faithful_{name}"] for name in _ATTRIBUTES},
+                kept["pictures"],
+                kept["calls"],
+                kept["jumped"],
+                float(kept["seconds"]),
+            )
+
+    def at_value(self, sampling: Sampling, replicate: int) -> NDArray[np.float64]:
+        """Return each prompt's distance (n) between the x_v that a jump goes to and that of its run in full."""
+        path = self._folder("samples", sampling, replicate) / "at_value.npy"
+        if sampling.jump is None:
+            raise InputError(f"{sampling.label} does not jump", expected="a sampling with a jump")
+        if not path.exists():
+            jump, prompts = sampling.jump, list(self.prompts(replicate))
+            base = self._base(jump.recording, replicate)
+            pipe = self._pipeline(sampling.solver)
+            found = distance_at_value(pipe, base, prompts, self._noise_ids(len(prompts)), jump)
+            _write_array(path, np.asarray(found))
+        return np.asarray(np.load(path), np.float64)
+
+    def prompts(self, replicate: int) -> dict[str, Description]:
+        """Return a replicate's held-out prompts and what they ask for."""
+        return captions(self.scale.prompts, seed=_PROMPT_SEED + replicate, held_out=True)
+
+    def twins(self, replicate: int) -> int:
+        """Return how many held-out prompts the base holds word for word."""
+        return len(self.prompts(replicate).keys() & set(self._base_prompts(replicate, self.scale.entries)))
+
+    @cached_property
+    def reference(self) -> Reference:
+        """Features of held-out drawings."""
+        path = self.folder / "reference" / f"{self.scale.reference}-{self._weights}.npy"
+        if not path.exists():
+            scenes = captioned_scenes(_REFERENCE_SEED, held_out=True)
+            drawn = [draw(scene) for (_, scene), _ in zip(scenes, range(self.scale.reference), strict=False)]
+            _write_array(path, bundled_evaluator().features(drawn))
+        return Reference(np.load(path))
+
+    def cost(self, samplings: list[Sampling]) -> int:
+        """Return the network calls (of one picture each) that are still to be made for the samplings."""
+        calls, bases = 0, set()
+        for sampling in samplings:
+            for replicate in range(self.scale.replicates):
+                if (self._folder("samples", sampling, replicate) / "samples.npz").exists():
+                    continue
+                jump = sampling.jump
+                steps = sampling.solver.steps - (jump.value_step - jump.key_step if jump else 0)
+                calls += steps * self.scale.prompts
+                if jump and not (self._folder("bases", jump.recording, replicate) / "manifest.json").exists():
+                    bases.add((jump.recording, replicate))
+        return calls + sum(
+            round(recording.share * self.scale.entries) * max(recording.value_steps) for recording, _ in bases
+        )
+
+    def _run(self, sampling: Sampling, replicate: int) -> tuple[list[Image.Image], list[int], list[bool], float]:
+        prompts = list(self.prompts(replicate))
+        pipe = self._pipeline(sampling.solver)
+        noise_ids = self._noise_ids(len(prompts))
+        if sampling.jump is not None:
+            jump = sampling.jump
+            base = self._base(jump.recording, replicate)
+            if jump.key != "trajectory":
+                return run_to(estimates(pipe, base, prompts, noise_ids, jump), pipe, base, prompts, noise_ids, jump)
+            started = time.perf_counter()
+            made = generate(
+                pipe,
+                base,
+                prompts,
+                noise_ids=noise_ids,
+                batch_size=self.batch_size,
+                key_step=jump.key_step,
+                value_step=jump.value_step,
+                neighbors=jump.neighbors,
+                weights=jump.weights,
+                max_distance=float("inf") if jump.quantile is None else None,
+                quantile=jump.quantile,
+            )
+            seconds = time.perf_counter() - started
+            reports = [each.report for each in made]
+            return [m.image for m in made], [r.calls for r in reports], [r.jumped for r in reports], seconds
+
+        noises = NoiseBank.draw(self._noise_seeds(replicate), (4, 16, 16)).latents
+        pictures: list[Image.Image] = []
+        calls: list[int] = []
+        counted = 0
+
+        def count(*_: Any) -> None:
+            nonlocal counted
+            counted += 1
+
+        hook = pipe.unet.register_forward_pre_hook(count)
+        started = time.perf_counter()
+        with quiet(pipe), torch.inference_mode():
+            for start in tqdm(range(0, len(prompts), self.batch_size), desc=sampling.label, unit="batch"):
+                batch = slice(start, start + self.batch_size)
+                counted = 0
+                pictures += pipe(
+                    prompts[batch],
+                    num_inference_steps=sampling.solver.steps,
+                    guidance_scale=default_guidance(MINIATURE),
+                    latents=noises[noise_ids[batch]].to(pipe.device),
+                ).images
+                calls += [counted] * len(prompts[batch])
+        hook.remove()
+        return pictures, calls, [False] * len(prompts), time.perf_counter() - started
+
+    def _keep(
+        self,
+        path: Path,
+        sampling: Sampling,
+        replicate: int,
+        pictures: list[Image.Image],
+        calls: list[int],
+        jumped: list[bool],
+        seconds: float,
+    ) -> None:
+        evaluator = bundled_evaluator()
+        asked = self.prompts(replicate).values()
+        found = [faithful(one, seen) for one, seen in zip(asked, evaluator.read(pictures), strict=True)]
+        arrays = {
+            "features": evaluator.features(pictures),
+            "pictures": np.stack([np.asarray(picture.convert("RGB")) for picture in pictures]),
+            "calls": np.asarray(calls, np.float64),
+            "jumped": np.asarray(jumped),
+            "seconds": np.asarray(seconds),
+            **{f"faithful_{name}": _shares(found, name) for name in _ATTRIBUTES},
+        }
+        write_json(path.parent / "sampling.json", {"label": sampling.label, "replicate": replicate, **asdict(sampling)})
+        _write_array(path, **arrays)
+
+    def _base(self, recording: Recording, replicate: int) -> redi.KnowledgeBase:
+        """Return a replicate's base of the recording, building it first, or its rest."""
+        *more, last = recording.key_steps
+        return redi.build(
+            self._pipeline(recording.solver),
+            self._base_prompts(replicate, round(recording.share * self.scale.entries)),
+            self._folder("bases", recording, replicate),
+            plan=Plan(recording.solver.steps, last, recording.value_steps, tuple(more)),
+            noises=self._noise_seeds(replicate),
+            batch_size=self.batch_size,
+            guidance_scale=default_guidance(MINIATURE),
+            model_id=MINIATURE,
+        )
+
+    def _pipeline(self, solver: Solver) -> Any:
+        pipe = load_pipeline(MINIATURE, scheduler=solver.name, device=self.device)
+        if solver.settings:
+            pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **dict(solver.settings))
+        return pipe
+
+    def _noise_ids(self, count: int) -> list[int]:
+        return [place % self.scale.noises for place in range(count)]
+
+    def _noise_seeds(self, replicate: int) -> list[int]:
+        return [replicate * self.scale.noises + place for place in range(self.scale.noises)]
+
+    def _base_prompts(self, replicate: int, count: int) -> list[str]:
+        return list(captions(count, seed=_BASE_SEED + replicate, held_out=False))
+
+    def _folder(self, kind: str, what: Sampling | Recording, replicate: int) -> Path:
+        scale = (self.scale.prompts, self.scale.entries, self.scale.noises)
+        return self.folder / kind / fingerprint(what, replicate, scale, self._weights)
+
+    @cached_property
+    def _weights(self) -> str:
+        """A short hash of the bundled model, so that samples of other weights are never taken for these."""
+        digest = hashlib.sha256()
+        for path in sorted(miniature_folder().rglob("*.safetensors")):
+            digest.update(path.read_bytes())
+        return digest.hexdigest()[:12]
+
+
+def _shares(found: list[Faithfulness], name: str) -> NDArray[np.float64]:
+    return np.asarray([np.nan if (said := getattr(one, name)) is None else float(said) for one in found])
+
+
+def _write_array(path: Path, array: NDArray[Any] | None = None, **arrays: NDArray[Any]) -> None:
+    """Write an array, or several by name, whole or not at all."""
+    from io import BytesIO
+
+    buffer = BytesIO()
+    if array is not None:
+        np.save(buffer, array)
+    else:
+        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    write_file(path, buffer.getvalue())

@@ -1,0 +1,162 @@
+"""Owns jumps whose neighbours are not found by the trajectory (the rivals of Table 3); must not know tables."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from redi.attachment import quiet
+from redi.enabling import prepare
+from redi.engine import Jump as EngineJump
+from redi.engine import StopTrajectory, run
+from redi.errors import InputError
+from redi.experiments.sampling import Jump
+from redi.jumping import JumpPolicy, NoiseWatch
+from redi.knowledge_base import KnowledgeBase
+from redi.miniature.text_encoder import tokenize
+from redi.retrieval import combiner
+
+_BATCH = 32
+
+
+class _Given(NoiseWatch):
+    """A policy that jumps to latents that were chosen before the run."""
+
+    def __init__(self, base: KnowledgeBase, scheduler: Any, jump: Jump, values: Tensor) -> None:
+        super().__init__(base, scheduler, key_step=jump.key_step)
+        self.jump, self.values = jump, values
+
+    def at_key(self, latents: Tensor) -> Sequence[EngineJump | None]:
+        return [EngineJump(self.jump.value_step, value) for value in self.values]
+
+
+class _Reached(NoiseWatch):
+    """A policy that ends the run at a step and keeps its latents."""
+
+    def __init__(self, base: KnowledgeBase, scheduler: Any, step: int) -> None:
+        super().__init__(base, scheduler)
+        self.step = step
+        self.latents = torch.empty(0)
+
+    def on_step(self, completed: int, latents: Tensor) -> None:
+        if completed == self.step:
+            self.latents = latents.cpu().float()
+            raise StopTrajectory
+
+
+class _Decided(JumpPolicy):
+    """Algorithm 2 up to its jump: keeps x_v and ends the run there."""
+
+    def at_key(self, latents: Tensor) -> Sequence[EngineJump | None]:
+        jumps = super().at_key(latents)
+        self.latents = torch.stack([jump.latents for jump in jumps if jump is not None])
+        raise StopTrajectory
+
+
+def estimates(pipe: Any, base: KnowledgeBase, prompts: Sequence[str], noise_ids: Sequence[int], jump: Jump) -> Tensor:
+    """Return x_v (n, ...) as the jump's key estimates it, before any run: from entries of the same noise.
+
+    Raises:
+        InputError: The key is unknown.
+    """
+    entries = base.entries(range(len(base)))
+    of_noise = np.asarray([entry.noise_id for entry in entries])
+    rule = combiner(jump.weights)
+    count = jump.neighbors or rule.default_neighbors
+    rng = np.random.default_rng(0)
+    if jump.key == "text":
+        of_entries = _embedded(pipe, [entry.prompt for entry in entries])
+        of_prompts = _embedded(pipe, prompts)
+    elif jump.key != "random":
+        raise InputError(f"key {jump.key!r}", expected="'text' or 'random'")
+    found = []
+    for place, noise_id in enumerate(noise_ids):
+        rows = np.flatnonzero(of_noise == noise_id)
+        if jump.key == "random":
+            chosen = rng.choice(rows, size=1)
+            found.append(base.values(chosen.tolist(), jump.value_step)[0])
+            continue
+        keys = of_entries[rows]
+        near = (keys - of_prompts[place]).norm(dim=1).argsort()[:count]
+        values = base.values(rows[near.numpy()].tolist(), jump.value_step)
+        found.append(rule.combine(of_prompts[place], keys[near], values).values)
+    return torch.stack(found)
+
+
+def run_to(
+    values: Tensor, pipe: Any, base: KnowledgeBase, prompts: Sequence[str], noise_ids: Sequence[int], jump: Jump
+) -> tuple[list[Image.Image], list[int], list[bool], float]:
+    """Run every prompt (n) to the key step, jump to its x_v (n, ...) and finish."""
+    pictures: list[Image.Image] = []
+    calls: list[int] = []
+    started = time.perf_counter()
+    for batch in _batches(len(prompts)):
+        policy = _Given(base, pipe.scheduler, jump, values[batch])
+        with quiet(pipe), run(pipe, policy) as statistics:
+            pictures += _call(pipe, base, prompts[batch], noise_ids[batch]).images
+        calls += statistics.calls
+    return pictures, calls, [True] * len(pictures), time.perf_counter() - started
+
+
+def distance_at_value(
+    pipe: Any, base: KnowledgeBase, prompts: Sequence[str], noise_ids: Sequence[int], jump: Jump
+) -> list[float]:
+    """Return each prompt's distance between the x_v that the jump goes to and that of its run in full (Table 3)."""
+    enabled = prepare(
+        pipe,
+        base,
+        key_step=jump.key_step,
+        value_step=jump.value_step,
+        neighbors=jump.neighbors,
+        weights=jump.weights,
+        max_distance=float("inf"),
+    )
+    given = None if jump.key == "trajectory" else estimates(pipe, base, prompts, noise_ids, jump)
+    found: list[float] = []
+    for batch in _batches(len(prompts)):
+        reached = _Reached(base, pipe.scheduler, jump.value_step)
+        _until_stop(pipe, base, reached, prompts[batch], noise_ids[batch])
+        if given is None:
+            decided = _Decided(base, pipe.scheduler, enabled.rule)
+            _until_stop(pipe, base, decided, prompts[batch], noise_ids[batch])
+            estimated = decided.latents
+        else:
+            estimated = given[batch]
+        found += (estimated.float() - reached.latents).flatten(1).norm(dim=1).tolist()
+    return found
+
+
+def _until_stop(
+    pipe: Any, base: KnowledgeBase, policy: NoiseWatch, prompts: Sequence[str], noise_ids: Sequence[int]
+) -> None:
+    try:
+        with quiet(pipe), run(pipe, policy):
+            _call(pipe, base, prompts, noise_ids)
+    except StopTrajectory:
+        return
+
+
+def _call(pipe: Any, base: KnowledgeBase, prompts: Sequence[str], noise_ids: Sequence[int]) -> Any:
+    return pipe(
+        list(prompts),
+        num_inference_steps=base.plan.num_inference_steps,
+        guidance_scale=base.manifest.identity["call"]["guidance_scale"],
+        latents=base.noise_bank.latents[list(noise_ids)].to(pipe.device),
+    )
+
+
+@torch.no_grad()
+def _embedded(pipe: Any, prompts: Sequence[str]) -> Tensor:
+    """Return the pipeline's own text embeddings (n, d), at each prompt's end, as CLIP pools them."""
+    ids = torch.from_numpy(tokenize(pipe.tokenizer, list(prompts))).long().to(pipe.device)
+    return torch.cat([pipe.text_encoder(ids[batch]).pooler_output for batch in _batches(len(ids))]).float().cpu()
+
+
+def _batches(count: int) -> list[slice]:
+    return [slice(start, start + _BATCH) for start in range(0, count, _BATCH)]

@@ -1,0 +1,96 @@
+"""Owns how a sampling's figures are computed, with intervals over prompts; must not know how samples are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from redi.errors import InputError
+from redi.experiments.laboratory import Samples
+from redi.metrics import Interval, Reference, frechet_distance, kernel_distance_of, resampled_interval
+
+Places = NDArray[np.intp]
+MEASURES = ("frechet", "kernel", "faithfulness", "closeness", "pixels")
+
+
+def figures(
+    samples: Sequence[Samples], full: Sequence[Samples], reference: Reference, *, resamples: int = 400
+) -> dict[str, Any]:
+    """Return a sampling's figures, over the replicates together.
+
+    Args:
+        samples: One per replicate.
+        full: The run in full from the same noises, for closeness.
+        reference: Features of real pictures.
+        resamples: Of the bootstrap.
+
+    Returns:
+        ``frechet`` and ``kernel`` (to the reference), ``faithfulness`` (share of prompts with everything right),
+        ``objects``, ``closeness`` (mean distance of features to the run in full) and ``pixels`` (mean root mean
+        square of pixel differences, 0 to 1), each with its interval; ``calls``, ``jumped`` and ``seconds`` per picture.
+    """
+    intervals = {
+        name: _told(resampled_interval(measure(name, samples, full, reference), _count(samples), resamples=resamples))
+        for name in (*MEASURES, "objects")
+    }
+    count = _count(samples)
+    return intervals | {
+        "calls": float(np.concatenate([each.calls for each in samples]).mean()),
+        "jumped": float(np.concatenate([each.jumped for each in samples]).mean()),
+        "seconds": sum(each.seconds for each in samples) / count,
+        "n": count,
+    }
+
+
+def difference(
+    name: str,
+    samples: Sequence[Samples],
+    rival: Sequence[Samples],
+    full: Sequence[Samples],
+    reference: Reference,
+    *,
+    resamples: int = 400,
+) -> Interval:
+    """Return by how much a measure of ``samples`` is above the rival's, on the same resampled prompts.
+
+    Raises:
+        InputError: They are not of the same prompts.
+    """
+    if [len(each) for each in samples] != [len(each) for each in rival]:
+        raise InputError("samples of different prompts", expected="the same prompts from the same noises")
+    ours, theirs = measure(name, samples, full, reference), measure(name, rival, full, reference)
+    return resampled_interval(lambda places: ours(places) - theirs(places), _count(samples), resamples=resamples)
+
+
+def measure(
+    name: str, samples: Sequence[Samples], full: Sequence[Samples], reference: Reference
+) -> Callable[[Places], float]:
+    """Return what computes a measure of the prompts at some places."""
+    features = np.concatenate([each.features for each in samples])
+    if name == "frechet":
+        return lambda places: frechet_distance(features[places], reference)
+    if name == "kernel":
+        return kernel_distance_of(features, reference)
+    if name == "closeness":
+        apart = np.linalg.norm(features - np.concatenate([each.features for each in full]), axis=1)
+    elif name == "pixels":
+        pairs = zip(samples, full, strict=True)
+        squares = [((one.pictures / 255.0 - other.pictures / 255.0) ** 2).mean((1, 2, 3)) for one, other in pairs]
+        apart = np.sqrt(np.concatenate(squares))
+    elif name in ("faithfulness", "objects"):
+        attribute = "all" if name == "faithfulness" else name
+        apart = np.concatenate([each.faithful[attribute] for each in samples])
+    else:
+        raise InputError(f"measure {name!r}", expected=f"one of {', '.join((*MEASURES, 'objects'))}")
+    return lambda places: float(apart[places].mean())
+
+
+def _count(samples: Sequence[Samples]) -> int:
+    return sum(len(each) for each in samples)
+
+
+def _told(interval: Interval) -> dict[str, float]:
+    return {"value": interval.value, "low": interval.low, "high": interval.high}

@@ -1,0 +1,161 @@
+"""Owns ``docs/results.md`` and its plots, written from the results' JSON alone; must not know how they were made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from redi.errors import InputError
+from redi.experiments.runner import EXPERIMENTS
+from redi.results import write_file
+
+_HEAD = """# Results
+
+Written by `redi experiments report` from `results/`; no number here is typed. `redi experiments run {names}` makes them
+again.
+
+Everything is of the bundled model (64x64 pictures), held-out prompts, several noise banks. *Frechet* is the Frechet
+distance to drawings of held-out captions in the features of redi's own evaluator, *faithful* the share of pictures in
+which the evaluator finds everything that the prompt says, *from full* the mean distance of these features to the run
+in full from the same noise, *x_v apart* the distance between the latents that a jump goes to and those of that run.
+Frechet distances of different numbers of pictures, or of another extractor, do not
+compare: the paper's are FID of Inception features of 4,000 pictures of Stable Diffusion 1.5 on COCO. Brackets are 95 %
+bootstrap intervals over prompts.
+"""
+
+
+def write_report(results: Path, page: Path, *, scale: str) -> str:
+    """Write the page, and the plots beside it; return the page.
+
+    Args:
+        results: Folder that :func:`redi.experiments.runner.run_study` wrote.
+        page: The Markdown file; plots go to ``images/`` beside it.
+        scale: Which results.
+
+    Raises:
+        InputError: There are none.
+    """
+    files = sorted((results / scale).glob("*.json"))
+    if not files:
+        raise InputError(
+            f"no results in {results / scale}",
+            expected="JSON files of redi experiments run",
+            fix=f"redi experiments run table1 --scale {scale}",
+        )
+    found = [json.loads(file.read_text()) for file in files]
+    found.sort(key=lambda each: list(EXPERIMENTS).index(each["study"]) if each["study"] in EXPERIMENTS else -1)
+    parts = [_HEAD.format(names="|".join(each["study"] for each in found))]
+    parts += [SECTIONS[each["kind"]](each, page.parent / "images") for each in found]
+    text = "\n".join(parts)
+    write_file(page, text.encode())
+    return text
+
+
+def _comparison(result: Mapping[str, Any], images: Path) -> str:
+    """Return the section of a study that compares samplings, and draw its plot if it has one."""
+    scale = result["scale"]
+    lines = [
+        f"## {result['title']}",
+        "",
+        f"{scale['replicates']} banks of {scale['noises']} noises, {scale['entries']} entries and {scale['prompts']} "
+        f"held-out prompts each; {result['twins']} of the prompts are in a base word for word.",
+        "",
+        *_table(result),
+        "",
+    ]
+    if result["claims"]:
+        lines += ["| claim | difference | verdict |", "| --- | --- | --- |"]
+        lines += [_claim(claim) for claim in result["claims"]]
+        lines.append("")
+    if result["plot"]:
+        image = images / f"results-{result['study']}.svg"
+        write_file(image, _plot(result))
+        lines.append(f"![{result['title']}](images/{image.name})\n")
+    return "\n".join(lines)
+
+
+def _table(result: Mapping[str, Any]) -> list[str]:
+    paper, apart = result["paper"], any("at_value" in row for row in result["rows"])
+    names = [
+        "sampling",
+        "calls",
+        "Frechet",
+        "faithful",
+        "from full",
+        *(["x_v apart"] if apart else []),
+        *(["paper's FID"] if paper else []),
+    ]
+    lines = [f"| {' | '.join(names)} |", "| --- |" + " ---: |" * (len(names) - 1)]
+    for row in result["rows"]:
+        cells = [
+            row["label"],
+            f"{row['calls']:.4g}",
+            _interval(row["frechet"], ".2f"),
+            _interval(row["faithfulness"], ".1%"),
+            _interval(row["closeness"], ".2f"),
+            *([_interval(row["at_value"], ".2f") if "at_value" in row else ""] if apart else []),
+            *([f"{paper[row['label']]:.3f}" if row["label"] in paper else ""] if paper else []),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _claim(claim: Mapping[str, Any]) -> str:
+    form = ".1%" if claim["measure"] == "faithfulness" else ".2f"
+    said = f"{claim['ours']} no worse than {claim['rival']} in {claim['measure']}"
+    return f"| {said} | {_interval(claim['difference'], form)} | {claim['verdict']} |"
+
+
+def _interval(found: Mapping[str, float], form: str) -> str:
+    return f"{found['value']:{form}} [{found['low']:{form}}, {found['high']:{form}}]"
+
+
+def _plot(result: Mapping[str, Any]) -> bytes:
+    """Draw Frechet distance and faithfulness over calls, one line per family; the same bytes for the same results."""
+    from io import BytesIO
+
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context({"svg.hashsalt": "redi", "svg.fonttype": "none"}):
+        figure = Figure(figsize=(11, 4.6), layout="constrained")
+        axes: Sequence[Any] = figure.subplots(1, 2)
+        for name, rows in _families(result["rows"]).items():
+            rows.sort(key=lambda row: row["calls"])
+            for axis, measure in zip(axes, ("frechet", "faithfulness"), strict=True):
+                found = [row[measure] for row in rows]
+                axis.errorbar(
+                    [row["calls"] for row in rows],
+                    [each["value"] for each in found],
+                    yerr=[[e["value"] - e["low"] for e in found], [e["high"] - e["value"] for e in found]],
+                    label=name,
+                    marker="o" if name.startswith("ReDi") else ".",
+                    linewidth=2 if name.startswith("ReDi") else 1,
+                    capsize=2,
+                )
+        axes[0].set(xlabel="network calls", ylabel="Frechet distance (less is better)", yscale="log")
+        axes[1].set(xlabel="network calls", ylabel="faithful (more is better)")
+        axes[1].legend(fontsize=7)
+        buffer = BytesIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
+
+
+def _families(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Group rows that differ in their number of calls only."""
+    families: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        solver, jump = row["sampling"]["solver"], row["sampling"]["jump"]
+        spacing = "".join(f" {name}" for name, _ in solver["settings"])
+        name = f"{solver['name']}{spacing}"
+        if jump:
+            count = f" H={jump['neighbors']}" if jump["neighbors"] else ""
+            name = f"ReDi on {name}-{solver['steps']}, key {jump['key_step']}, {jump['weights']}{count}"
+        families.setdefault(name, []).append(row)
+    return {name: found for name, found in families.items() if len(found) > 1}
+
+
+SECTIONS: Mapping[str, Callable[[Mapping[str, Any], Path], str]] = {"comparison": _comparison}
+"""By kind of result: what returns its section of the page, given the result and the folder of images."""

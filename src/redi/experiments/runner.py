@@ -1,0 +1,141 @@
+"""Owns running a study and writing its results as JSON; must not know how they are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from redi.comparison import Column, page
+from redi.errors import InputError
+from redi.experiments.laboratory import Laboratory, Samples
+from redi.experiments.quality import difference, figures
+from redi.experiments.studies import STUDIES, Claim, Study
+from redi.identity import library_versions
+from redi.metrics import mean_interval
+from redi.results import write_json, write_picture
+
+_SHEET = 12
+_MORE_IS_BETTER = {"faithfulness"}
+
+
+class Experiment(Protocol):
+    """Runs what is missing of one experiment, writes ``results/<scale>/<name>.json`` and returns what it holds: at
+    least ``study`` (its name), ``kind`` (which section of the report shows it), ``scale`` and ``versions``."""
+
+    def __call__(self, laboratory: Laboratory, results: Path, *, tell: Callable[[str], None]) -> dict[str, Any]:
+        """Tell the cost first, then each figure as it comes."""
+        ...
+
+
+def run_study(study: Study, laboratory: Laboratory, results: Path, *, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Run what is missing of a study, and write ``results/<scale>/<study>.json`` and its sheet of pictures.
+
+    Args:
+        study: What to compare.
+        laboratory: Runs and keeps samples.
+        results: Folder of the results.
+        tell: Told the cost before the first run, and each figure as it comes.
+
+    Returns:
+        What the JSON file holds.
+    """
+    scale = laboratory.scale
+    tell(f"{study.name}: {laboratory.cost([study.full, *study.samplings]):,} network calls of one picture to make")
+    full = _replicates(laboratory, study.full)
+    made: dict[str, list[Samples]] = {}
+    at_value: dict[str, NDArray[np.float64]] = {}
+    rows = []
+    for sampling in study.samplings:
+        samples = _replicates(laboratory, sampling)
+        made[sampling.label] = samples
+        found = figures(samples, full, laboratory.reference)
+        if study.at_value and sampling.jump is not None:
+            apart = [laboratory.at_value(sampling, replicate) for replicate in range(scale.replicates)]
+            at_value[sampling.label] = np.concatenate(apart)
+            found["at_value"] = asdict(mean_interval(at_value[sampling.label]))
+        rows.append({"label": sampling.label, "sampling": asdict(sampling), **found})
+        tell(
+            f"{sampling.label}: {found['calls']:.1f} calls, Frechet {found['frechet']['value']:.3f}, "
+            f"faithful {found['faithfulness']['value']:.1%}, from the full run {found['closeness']['value']:.3f}"
+        )
+    result = {
+        "study": study.name,
+        "kind": "comparison",
+        "title": study.title,
+        "scale": asdict(scale),
+        "model": "miniature",
+        "full": study.full.label,
+        "twins": sum(laboratory.twins(replicate) for replicate in range(scale.replicates)),
+        "versions": library_versions(),
+        "rows": rows,
+        "claims": [_verdict(claim, made, at_value, full, laboratory) for claim in study.claims],
+        "paper": dict(study.paper),
+        "plot": study.plot,
+    }
+    write_json(results / scale.name / f"{study.name}.json", result)
+    write_picture(results / scale.name / f"{study.name}.png", _sheet(study, laboratory, made))
+    return result
+
+
+def _replicates(laboratory: Laboratory, sampling: Any) -> list[Samples]:
+    return [laboratory.sample(sampling, replicate) for replicate in range(laboratory.scale.replicates)]
+
+
+def _verdict(
+    claim: Claim,
+    made: dict[str, list[Samples]],
+    at_value: dict[str, NDArray[np.float64]],
+    full: list[Samples],
+    laboratory: Laboratory,
+) -> dict[str, Any]:
+    """Return the claim and whether it holds: ours is not worse outside the interval of the difference."""
+    if claim.measure == "at_value":
+        ours, rival = (at_value[label] for label in (claim.ours, claim.rival))
+        found = mean_interval(ours - rival)
+    else:
+        found = difference(claim.measure, made[claim.ours], made[claim.rival], full, laboratory.reference)
+    above, below = found.low > 0, found.high < 0
+    worse, better = (below, above) if claim.measure in _MORE_IS_BETTER else (above, below)
+    return {
+        **asdict(claim),
+        "difference": asdict(found),
+        "verdict": "worse" if worse else "better" if better else "no difference",
+    }
+
+
+def _sheet(study: Study, laboratory: Laboratory, made: dict[str, list[Samples]]) -> Any:
+    """Return the first prompts' pictures, one row per sampling."""
+    from PIL import Image
+
+    prompts = list(laboratory.prompts(0))[:_SHEET]
+    labels = list(made)
+    columns = [
+        Column(
+            prompt,
+            tuple(Image.fromarray(made[label][0].pictures[place]) for label in labels),
+            tuple(f"{made[label][0].calls[place]:.0f} calls" for label in labels),
+        )
+        for place, prompt in enumerate(prompts)
+    ]
+    return page(columns, labels, per_band=_SHEET, heading=study.title)
+
+
+EXPERIMENTS: Mapping[str, Experiment] = {name: partial(run_study, each) for name, each in STUDIES.items()}
+"""By name, in the order of the report."""
+
+
+def experiment(name: str) -> Experiment:
+    """Return an experiment by its name.
+
+    Raises:
+        InputError: There is none of that name.
+    """
+    if name not in EXPERIMENTS:
+        raise InputError(f"experiment {name!r}", expected=f"one of {', '.join(EXPERIMENTS)}")
+    return EXPERIMENTS[name]

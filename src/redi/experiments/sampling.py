@@ -1,0 +1,136 @@
+"""Owns what one run of an experiment is: a solver, its steps and, with ReDi, a plan; must not know how it is run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+_SPACINGS = {"use_karras_sigmas": "karras", "use_lu_lambdas": "log-SNR"}
+_KEYS = {"trajectory": "", "text": ", text key", "random": ", random neighbours"}
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A sampler on a schedule.
+
+    Attributes:
+        name: One of :data:`redi.pipelines.SCHEDULERS`.
+        steps: Of its schedule.
+        settings: Of the scheduler's config, such as the spacing of its steps.
+    """
+
+    name: str
+    steps: int
+    settings: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Recording:
+    """The base that a jump needs: its solver, and which steps are kept.
+
+    Attributes:
+        solver: The sampler that recorded the trajectories.
+        key_steps: Completed steps of the keys, in one pass.
+        value_steps: Completed steps of the values.
+        share: Of the scale's entries.
+    """
+
+    solver: Solver
+    key_steps: tuple[int, ...]
+    value_steps: tuple[int, ...]
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Jump:
+    """Which way through a recording.
+
+    Attributes:
+        recording: The base.
+        key_step: Completed steps before the jump.
+        value_step: Completed steps to go on from.
+        neighbors: H; None is what the weights like.
+        weights: As of :func:`redi.enable`.
+        quantile: The gate, as of :func:`redi.enable`; None lets every picture jump, as in the paper.
+        key: What neighbours are found by: "trajectory" (x_k), "text" (the prompt's embedding) or "random".
+    """
+
+    recording: Recording
+    key_step: int
+    value_step: int
+    neighbors: int | None = None
+    weights: str = "least-squares"
+    quantile: float | None = None
+    key: str = "trajectory"
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """One way to make the pictures of all prompts: a solver alone, or with a jump (then of the recording's solver)."""
+
+    solver: Solver
+    jump: Jump | None = None
+
+    @property
+    def label(self) -> str:
+        """A name for tables."""
+        spacing = " ".join(_SPACINGS.get(name, f"{name}={value}") for name, value in self.solver.settings)
+        solver = " ".join(filter(None, (f"{self.solver.name}-{self.solver.steps}", spacing)))
+        if self.jump is None:
+            return solver
+        jump = self.jump
+        count = f" H={jump.neighbors}" if jump.neighbors else ""
+        return f"ReDi {solver} {jump.key_step}->{jump.value_step} {jump.weights}{count}{_KEYS[jump.key]}"
+
+
+def plain(name: str, steps: int, **settings: Any) -> Sampling:
+    """Return a solver alone."""
+    return Sampling(Solver(name, steps, tuple(sorted(settings.items()))))
+
+
+def redi(recording: Recording, key_step: int, value_step: int, **options: Any) -> Sampling:
+    """Return a jump through a recording; ``options`` as of :class:`Jump`."""
+    return Sampling(recording.solver, Jump(recording, key_step, value_step, **options))
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large a study is.
+
+    Attributes:
+        name: Of the scale.
+        prompts: Held-out prompts of one replicate.
+        entries: Of a base.
+        noises: Of a bank.
+        replicates: Banks, each with its own noises, base prompts and held-out prompts.
+        reference: Held-out drawings that Frechet distances are measured to.
+    """
+
+    name: str
+    prompts: int
+    entries: int
+    noises: int
+    replicates: int
+    reference: int = 4000
+
+
+TOY = Scale("toy", prompts=24, entries=96, noises=2, replicates=1, reference=400)
+SMALL = Scale("small", prompts=200, entries=2000, noises=4, replicates=3)
+SCALES = {scale.name: scale for scale in (TOY, SMALL)}
+
+
+def fingerprint(*parts: Any) -> str:
+    """Return a short hash of what dataclasses and plain values say, the same on every machine.
+
+    Fields at their defaults are left out, so that a field that comes later does not make earlier runs strangers.
+    """
+    return hashlib.sha256(json.dumps([_told(part) for part in parts], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _told(part: Any) -> Any:
+    if is_dataclass(part):
+        said = {each.name: getattr(part, each.name) for each in fields(part)}
+        return {each.name: _told(said[each.name]) for each in fields(part) if said[each.name] != each.default}
+    return part

@@ -1,0 +1,128 @@
+"""Owns which samplings each table of the paper, and each claim of ours, compares; must not know how they are run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from redi.experiments.sampling import Recording, Sampling, Solver, plain, redi
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One sentence that a study tests: ``ours`` is no worse than ``rival`` in a measure, outside the
+    interval of their difference.
+
+    Attributes:
+        ours: Label of a sampling.
+        rival: Label of another.
+        measure: "frechet", "closeness" or "at_value" (less is better), or "faithfulness" (more is better).
+    """
+
+    ours: str
+    rival: str
+    measure: str
+
+
+@dataclass(frozen=True)
+class Study:
+    """Samplings to be compared.
+
+    Attributes:
+        name: As the command calls it.
+        title: Of its table.
+        samplings: Its rows.
+        full: The run in full, which closeness is measured to.
+        claims: What is tested.
+        paper: What the paper reports (FID on COCO with Stable Diffusion 1.5), by label.
+        plot: Whether to draw measures over calls.
+        at_value: Whether to measure how far a jump's x_v is from that of the run in full.
+    """
+
+    name: str
+    title: str
+    samplings: tuple[Sampling, ...]
+    full: Sampling
+    claims: tuple[Claim, ...] = ()
+    paper: Mapping[str, float] = field(default_factory=dict)
+    plot: bool = False
+    at_value: bool = False
+
+
+PNDM = Recording(Solver("pndm", 50), (10,), (20, 30, 40))
+DPM = Recording(Solver("dpm", 20), (5,), (8, 10, 13, 15))
+_EVEN: dict[str, bool] = {}
+_KARRAS, _LOG_SNR = {"use_karras_sigmas": True}, {"use_lu_lambdas": True}
+_FEW = (3, 4, 5, 6, 8, 10)
+
+
+def table1() -> Study:
+    """Table 1 of the paper: PNDM with and without ReDi, H = 1 and 2; its 20, 30 and 40 calls are 21, 31 and 41."""
+    plains = [plain("pndm", steps) for steps in (20, 30, 40, 50)]
+    jumps = {(h, v): redi(PNDM, 10, v, neighbors=h) for h in (1, 2) for v in (40, 30, 20)}
+    kriged = [redi(PNDM, 10, v, weights="kriging") for v in (40, 30, 20)]
+    reported = dict(zip((each.label for each in plains), (0.274, 0.268, 0.262), strict=False))
+    reported |= dict(
+        zip((each.label for each in jumps.values()), (0.265, 0.264, 0.262, 0.255, 0.247, 0.252), strict=True)
+    )
+    return Study(
+        "table1",
+        "Table 1: PNDM, 50 steps, key after 10",
+        (*plains, *jumps.values(), *kriged),
+        plains[-1],
+        _no_worse(jumps[2, 40], plains[2]) + _no_worse(kriged[0], plains[2]),
+        reported,
+    )
+
+
+def table2() -> Study:
+    """Table 2 of the paper: DPM-Solver with and without ReDi, H = 1 and 2."""
+    plains = [plain("dpm", steps) for steps in (10, 12, 15, 17, 20)]
+    jumps = {(h, v): redi(DPM, 5, v, neighbors=h) for h in (1, 2) for v in (15, 13, 10, 8)}
+    kriged = [redi(DPM, 5, v, weights="kriging") for v in (15, 13, 10, 8)]
+    reported = dict(zip((each.label for each in plains), (0.268, 0.265, 0.263, 0.258), strict=False))
+    of_jumps = (0.265, 0.259, 0.256, 0.255, 0.261, 0.257, 0.253, 0.252)
+    reported |= dict(zip((each.label for each in jumps.values()), of_jumps, strict=True))
+    return Study(
+        "table2",
+        "Table 2: DPM-Solver++(2M), 20 steps, key after 5",
+        (*plains, *jumps.values(), *kriged),
+        plains[-1],
+        _no_worse(jumps[2, 15], plains[3]) + _no_worse(kriged[0], plains[3]),
+        reported,
+    )
+
+
+def table3() -> Study:
+    """Table 3 of the paper: neighbours found by the trajectory, by the text and at random, at the same calls."""
+    full = plain("dpm", 20)
+    pairs = [[redi(DPM, 5, v, neighbors=2, key=key) for key in ("trajectory", "text", "random")] for v in (15, 10)]
+    claims = [
+        Claim(ours.label, text.label, measure)
+        for ours, text, _ in pairs
+        for measure in ("at_value", "faithfulness", "closeness", "frechet")
+    ]
+    samplings = (full, *(each for pair in pairs for each in pair))
+    return Study("table3", "Table 3: what finds the neighbours", samplings, full, tuple(claims), at_value=True)
+
+
+def rivals() -> Study:
+    """What the paper left out: fast solvers with the same few calls, in several spacings, against ReDi on them."""
+    full = plain("dpm", 20)
+    spacings = (_EVEN, _KARRAS, _LOG_SNR)
+    plains = [plain("dpm", calls, **spacing) for spacing in spacings for calls in _FEW]
+    plains += [plain("unipc", calls, **spacing) for spacing in (_EVEN, _KARRAS) for calls in _FEW]
+    plains += [plain("ddim", calls) for calls in _FEW]
+    jumps = []
+    for spacing in (_EVEN, _LOG_SNR):
+        recording = Recording(Solver("dpm", 10, tuple(spacing.items())), (1, 2), (3, 5, 6, 7, 8))
+        for weights, neighbors in (("least-squares", 4), ("kriging", None)):
+            jumps += [redi(recording, 1, v, weights=weights, neighbors=neighbors) for v in (3, 5, 6, 7, 8)]
+    return Study("rivals", "Few calls: ReDi and solvers alone", (full, *plains, *jumps), full, plot=True)
+
+
+def _no_worse(ours: Sampling, rival: Sampling) -> tuple[Claim, ...]:
+    return tuple(Claim(ours.label, rival.label, measure) for measure in ("frechet", "faithfulness"))
+
+
+STUDIES: Mapping[str, Study] = {each.name: each for each in (table1(), table2(), table3(), rivals())}

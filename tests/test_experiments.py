@@ -1,0 +1,164 @@
+"""Claims about experiments: paired samples that are run once, honest verdicts, a report made from JSON alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from redi.cli.app import app
+from redi.errors import InputError
+from redi.experiments.laboratory import Laboratory, Samples
+from redi.experiments.other_keys import distance_at_value
+from redi.experiments.quality import difference, figures
+from redi.experiments.report import write_report
+from redi.experiments.runner import experiment, run_study
+from redi.experiments.sampling import Recording, Scale, Solver, plain, redi
+from redi.experiments.studies import STUDIES, Claim, Study
+from redi.metrics import Reference
+
+TINY = Scale("tiny", prompts=4, entries=12, noises=2, replicates=2, reference=40)
+RECORDING = Recording(Solver("dpm", 6), (1, 2), (3, 4))
+FULL, SHORT, JUMP = plain("dpm", 6), plain("dpm", 3), redi(RECORDING, 2, 4, neighbors=2)
+STUDY = Study(
+    "tiny",
+    "A tiny study",
+    (FULL, SHORT, JUMP),
+    FULL,
+    (Claim(JUMP.label, SHORT.label, "frechet"), Claim(JUMP.label, JUMP.label, "at_value")),
+    plot=True,
+    at_value=True,
+)
+
+
+@pytest.fixture(scope="module")
+def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Laboratory:
+    return Laboratory(tmp_path_factory.mktemp("work"), TINY, "cpu", batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def results(laboratory: Laboratory, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("results")
+    run_study(STUDY, laboratory, folder, tell=lambda line: None)
+    return folder
+
+
+def test_calls_are_counted_and_samplings_start_from_the_same_noises(laboratory: Laboratory, results: Path) -> None:
+    full, short, jump = (laboratory.sample(sampling, 0) for sampling in (FULL, SHORT, JUMP))
+    assert set(full.calls) == {6}
+    assert set(short.calls) == {3}
+    assert set(jump.calls) == {4}
+    assert jump.jumped.all()
+    gated = laboratory.sample(redi(RECORDING, 2, 4, quantile=0.0), 0)
+    alone = ~gated.jumped
+    assert alone.any()
+    assert np.array_equal(gated.pictures[alone], full.pictures[alone]), "what abstains is what runs in full"
+    assert set(gated.calls[alone]) == {6}
+
+
+def test_a_sampling_that_is_there_is_not_run_again(laboratory: Laboratory, results: Path) -> None:
+    assert laboratory.cost([FULL, SHORT, JUMP]) == 0
+    assert laboratory.cost([plain("dpm", 5)]) == 5 * 4 * 2
+    other = replace(laboratory, scale=replace(TINY, prompts=5))
+    assert other.cost([FULL]) == 6 * 5 * 2, "another scale's samples are other samples"
+
+
+def test_replicates_have_other_prompts_noises_and_entries_and_no_twins(laboratory: Laboratory, results: Path) -> None:
+    first, second = laboratory.prompts(0), laboratory.prompts(1)
+    assert not first.keys() & second.keys()
+    assert laboratory.twins(0) == laboratory.twins(1) == 0
+    assert not np.array_equal(laboratory.sample(FULL, 0).pictures, laboratory.sample(FULL, 1).pictures)
+
+
+def test_other_keys_jump_at_the_same_calls_and_land_elsewhere(laboratory: Laboratory, results: Path) -> None:
+    by_key = {key: redi(RECORDING, 2, 4, neighbors=2, key=key) for key in ("trajectory", "text", "random")}
+    samples = {key: laboratory.sample(sampling, 0) for key, sampling in by_key.items()}
+    assert all(set(each.calls) == {4} for each in samples.values())
+    assert not np.array_equal(samples["text"].pictures, samples["trajectory"].pictures)
+    apart = {key: laboratory.at_value(sampling, 0) for key, sampling in by_key.items()}
+    assert all((each > 0).all() for each in apart.values())
+    assert apart["trajectory"].mean() < apart["random"].mean()
+    with pytest.raises(InputError, match="does not jump"):
+        laboratory.at_value(FULL, 0)
+
+
+def test_an_entrys_own_prompt_lands_on_its_own_value(laboratory: Laboratory, results: Path) -> None:
+    jump = redi(RECORDING, 2, 4, weights="nearest").jump
+    assert jump is not None
+    base, pipe = laboratory._base(RECORDING, 0), laboratory._pipeline(RECORDING.solver)
+    entries = base.entries(range(4))
+    noise_ids = [entry.noise_id for entry in entries]
+    apart = distance_at_value(pipe, base, [entry.prompt for entry in entries], noise_ids, jump)
+    assert max(apart) < 0.05, "up to the base's float16"
+
+
+def test_a_result_says_what_it_was_made_with(results: Path) -> None:
+    found = json.loads((results / "tiny" / "tiny.json").read_text())
+    assert found["scale"]["prompts"] == 4
+    assert found["twins"] == 0
+    assert {"torch", "diffusers"} <= found["versions"].keys()
+    rows = {row["label"]: row for row in found["rows"]}
+    assert rows["dpm-6"]["closeness"]["value"] == 0
+    assert rows["dpm-6"]["n"] == 8
+    assert rows[JUMP.label]["calls"] == 4
+    assert rows[JUMP.label]["at_value"]["value"] > 0
+    assert found["claims"][1]["verdict"] == "no difference", "of a sampling with itself"
+    assert (results / "tiny" / "tiny.png").stat().st_size > 1000
+
+
+def test_the_report_is_the_same_bytes_for_the_same_results(results: Path, tmp_path: Path) -> None:
+    pages = [write_report(results, tmp_path / name / "results.md", scale="tiny") for name in ("one", "two")]
+    assert pages[0] == pages[1]
+    plots = [(tmp_path / name / "images" / "results-tiny.svg").read_bytes() for name in ("one", "two")]
+    assert plots[0] == plots[1]
+    assert "| ReDi dpm-6 2->4 least-squares H=2 | 4 |" in pages[0]
+    with pytest.raises(InputError, match="no results"):
+        write_report(tmp_path / "nothing", tmp_path / "results.md", scale="tiny")
+
+
+def _samples(right: np.ndarray, features: np.ndarray) -> list[Samples]:
+    pictures = np.zeros((len(right), 64, 64, 3), np.uint8)
+    return [Samples(features, {"all": right, "objects": right}, pictures, right * 0 + 4, right > 2, 1.0)]
+
+
+def test_a_difference_is_paired_by_prompt() -> None:
+    rng = np.random.default_rng(0)
+    right, features = (rng.random(200) < 0.5).astype(float), rng.normal(size=(200, 4))
+    reference = Reference(features)
+    slightly_worse = np.where(np.arange(200) < 12, 0.0, right)
+    ours, rival = _samples(slightly_worse, features), _samples(right, features)
+    found = difference("faithfulness", ours, rival, rival, reference)
+    assert found.high <= 0
+    assert found.high - found.low < 0.1, "unpaired, an interval of 200 coins would be twice as wide"
+    assert difference("frechet", ours, rival, rival, reference).value == 0
+    assert figures(rival, rival, reference)["faithfulness"]["value"] == right.mean()
+    with pytest.raises(InputError, match="different prompts"):
+        difference("frechet", ours, _samples(right[:9], features[:9]), rival, reference)
+
+
+def test_every_study_compares_samplings_that_exist_and_claims_about_its_own_rows() -> None:
+    for name, found in STUDIES.items():
+        labels = [sampling.label for sampling in found.samplings]
+        assert len(set(labels)) == len(labels), name
+        assert {label for claim in found.claims for label in (claim.ours, claim.rival)} <= set(labels)
+        assert found.paper.keys() <= set(labels)
+    with pytest.raises(InputError, match="table1"):
+        experiment("table9")
+
+
+def test_the_command_line_names_what_there_is(tmp_path: Path) -> None:
+    runner = CliRunner()
+    assert runner.invoke(app, ["experiments", "run", "table9", "--work", str(tmp_path)]).exit_code == 1
+    assert runner.invoke(app, ["experiments", "run", "table1", "--scale", "huge"]).exit_code == 1
+    missing = runner.invoke(app, ["experiments", "report", "--results", str(tmp_path), "--out", str(tmp_path / "r.md")])
+    assert missing.exit_code == 1
+
+
+def test_the_committed_page_is_what_the_committed_results_say(tmp_path: Path) -> None:
+    root = Path(__file__).parents[1]
+    page = write_report(root / "results", tmp_path / "docs" / "results.md", scale="small")
+    assert page == (root / "docs" / "results.md").read_text(), "run: redi experiments report"
