@@ -197,7 +197,8 @@ def _placed(pipe: Any, device: str | None) -> Any:
     if placed.device.type == "cpu" and isinstance(getattr(placed, "vae", None), torch.nn.Module):
         for layer in placed.vae.modules():
             if isinstance(layer, torch.nn.Conv2d):
-                layer.to(memory_format=torch.channels_last)  # decodes faster there; it touches no trajectory
+                weight = layer.weight.data.contiguous(memory_format=torch.channels_last)
+                layer.weight.data = weight  # decodes faster there; it touches no trajectory
     return placed
 
 
