@@ -18,6 +18,7 @@ from tqdm import tqdm
 import redi
 from redi.attachment import quiet
 from redi.errors import InputError
+from redi.experiments.divergence import Divergence, measure
 from redi.experiments.other_keys import distance_at_value, estimates, run_to
 from redi.experiments.sampling import Recording, Sampling, Scale, Solver, fingerprint
 from redi.generating import generate
@@ -106,6 +107,17 @@ class Laboratory:
             found = distance_at_value(pipe, base, prompts, self._noise_ids(len(prompts)), jump)
             _write_array(path, np.asarray(found))
         return np.asarray(np.load(path), np.float64)
+
+    def divergence(self, recording: Recording, replicate: int, queries: int) -> Divergence:
+        """Return how the replicate's first queries and their nearest entries drift apart, measuring it first."""
+        path = self._folder("divergences", recording, replicate) / f"{queries}.npz"
+        if not path.exists():
+            prompts = list(self.prompts(replicate))[:queries]
+            base = self._base(recording, replicate)
+            found = measure(self._pipeline(recording.solver), base, prompts, self._noise_ids(queries))
+            _write_array(path, **asdict(found))
+        with np.load(path) as kept:
+            return Divergence(**kept)
 
     def prompts(self, replicate: int) -> dict[str, Description]:
         """Return a replicate's held-out prompts and what they ask for."""

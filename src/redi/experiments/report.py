@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from redi.errors import InputError
+from redi.experiments.bound_section import bound_section
 from redi.experiments.runner import EXPERIMENTS
 from redi.results import write_file
 
@@ -157,5 +158,8 @@ def _families(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, 
     return {name: found for name, found in families.items() if len(found) > 1}
 
 
-SECTIONS: Mapping[str, Callable[[Mapping[str, Any], Path], str]] = {"comparison": _comparison}
+SECTIONS: Mapping[str, Callable[[Mapping[str, Any], Path], str]] = {
+    "comparison": _comparison,
+    "bound": bound_section,
+}
 """By kind of result: what returns its section of the page, given the result and the folder of images."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from redi.comparison import Column, page
 from redi.errors import InputError
+from redi.experiments.bound import run_bound
 from redi.experiments.laboratory import Laboratory, Samples
 from redi.experiments.quality import difference, figures
 from redi.experiments.studies import STUDIES, Claim, Study
@@ -126,7 +127,10 @@ def _sheet(study: Study, laboratory: Laboratory, made: dict[str, list[Samples]])
     return page(columns, labels, per_band=_SHEET, heading=study.title)
 
 
-EXPERIMENTS: Mapping[str, Experiment] = {name: partial(run_study, each) for name, each in STUDIES.items()}
+EXPERIMENTS: Mapping[str, Experiment] = {
+    **{name: partial(run_study, each) for name, each in STUDIES.items()},
+    "bound": run_bound,
+}
 """By name, in the order of the report."""
 
 

@@ -1,0 +1,144 @@
+"""Owns measuring how a query and its neighbour drift apart, and what the bound is made of; must not know tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.models.attention_processor import AttnProcessor
+from numpy.typing import NDArray
+from torch import Tensor
+
+from redi.attachment import quiet
+from redi.engine import run
+from redi.errors import InputError
+from redi.jumping import NoiseWatch
+from redi.knowledge_base import KnowledgeBase
+from redi.theory import Drift, drift_of_noise, lipschitz
+
+_BATCH = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Divergence:
+    """What was measured after each step, from the key step to the last value step (p points), of each query (b).
+
+    Attributes:
+        apart: (p, b) L2 distance between the query's latents and its neighbour's, both run from the same noise.
+        rates: (p, b) L of the query's drift: the larger of the two at the query's and at the neighbour's latents.
+        gaps: (p, b) mu: L2 between the drifts under the neighbour's and the query's prompt, both at the neighbour's
+            latents (the g(t, z) of theorem A.2).
+        clock: (p) log(alpha / sigma) at each point, rising.
+    """
+
+    apart: NDArray[np.float64]
+    rates: NDArray[np.float64]
+    gaps: NDArray[np.float64]
+    clock: NDArray[np.float64]
+
+
+class _Path(NoiseWatch):
+    """A policy that keeps the latents of some steps."""
+
+    def __init__(self, base: KnowledgeBase, scheduler: Any, steps: Sequence[int]) -> None:
+        super().__init__(base, scheduler)
+        self.steps = steps
+        self.latents: list[Tensor] = []
+
+    def on_step(self, completed: int, latents: Tensor) -> None:
+        if completed in self.steps:
+            self.latents.append(latents.float())
+
+
+def measure(
+    pipe: Any, base: KnowledgeBase, prompts: Sequence[str], noise_ids: Sequence[int], *, iterations: int = 12
+) -> Divergence:
+    """Run prompts (b) and their nearest entries' prompts in full, and measure both ways between key and last value.
+
+    Args:
+        pipe: Its solver is DPM-Solver's, its network predicts noise.
+        base: Whose nearest entry, by the only key step, is each prompt's neighbour.
+        prompts: The queries.
+        noise_ids: (b) where each starts.
+        iterations: Of the power iteration for L.
+
+    Raises:
+        InputError: The network predicts something else, or an entry's noise has no neighbour.
+    """
+    if pipe.scheduler.config.prediction_type != "epsilon":
+        raise InputError(f"a network that predicts {pipe.scheduler.config.prediction_type}", expected="epsilon")
+    pipe.unet.set_attn_processor(AttnProcessor())  # fused attention has no forward-mode derivative
+    pipe.unet.requires_grad_(False)
+    found = [
+        _measure(pipe, base, prompts[start : start + _BATCH], noise_ids[start : start + _BATCH], iterations)
+        for start in range(0, len(prompts), _BATCH)
+    ]
+    apart, rates, gaps = (
+        np.concatenate([getattr(each, name) for each in found], axis=1) for name in ("apart", "rates", "gaps")
+    )
+    return Divergence(apart, rates, gaps, found[0].clock)
+
+
+def _measure(
+    pipe: Any, base: KnowledgeBase, prompts: Sequence[str], noise_ids: Sequence[int], iterations: int
+) -> Divergence:
+    key_step, steps = base.plan.key_step, range(base.plan.key_step, max(base.plan.value_steps) + 1)
+    queries = _path(pipe, base, prompts, noise_ids, steps)
+    rows = base.search(queries[0].cpu(), noise_ids, 1, key_step).rows[:, 0]
+    if (rows < 0).any():
+        raise InputError("a noise without entries", expected="an entry for each query's noise")
+    near = base.prompts(rows)
+    neighbours = _path(pipe, base, near, noise_ids, steps)
+    guidance = base.manifest.identity["call"]["guidance_scale"]
+    own, others = _conditioning(pipe, prompts), _conditioning(pipe, near)
+    pipe.scheduler.set_timesteps(base.plan.num_inference_steps)
+    apart, rates, gaps, clock = [], [], [], []
+    for step, x, y in zip(steps, queries, neighbours, strict=True):
+        ratio, timestep = float(pipe.scheduler.sigmas[step]), pipe.scheduler.timesteps[step]
+        sigma = ratio / (1 + ratio**2) ** 0.5
+        drift = _drift(pipe, own, guidance, timestep, sigma)
+        with torch.no_grad():
+            gap = _drift(pipe, others, guidance, timestep, sigma)(y) - drift(y)
+            most = torch.maximum(*(lipschitz(drift, at, iterations=iterations) for at in (x, y)))
+        apart.append((x - y).flatten(1).norm(dim=1))
+        gaps.append(gap.flatten(1).norm(dim=1))
+        rates.append(most)
+        clock.append(-np.log(ratio))
+    parts = [torch.stack(each).double().cpu().numpy() for each in (apart, rates, gaps)]
+    return Divergence(parts[0], parts[1], parts[2], np.asarray(clock))
+
+
+def _path(
+    pipe: Any, base: KnowledgeBase, prompts: Sequence[str], noise_ids: Sequence[int], steps: Sequence[int]
+) -> list[Tensor]:
+    policy = _Path(base, pipe.scheduler, steps)
+    with quiet(pipe), run(pipe, policy):
+        pipe(
+            list(prompts),
+            num_inference_steps=base.plan.num_inference_steps,
+            guidance_scale=base.manifest.identity["call"]["guidance_scale"],
+            latents=base.noise_bank.latents[list(noise_ids)].to(pipe.device),
+            output_type="latent",
+        )
+    return policy.latents
+
+
+def _conditioning(pipe: Any, prompts: Sequence[str]) -> Tensor:
+    """Return what the network is told: (2b, tokens, d), the empty prompt's first."""
+    with torch.no_grad():
+        told, empty = pipe.encode_prompt(list(prompts), pipe.device, 1, True)
+    return torch.cat([empty, told])
+
+
+def _drift(pipe: Any, conditioning: Tensor, guidance: float, timestep: Tensor, sigma: float) -> Drift:
+    """Return the probability flow's drift with classifier-free guidance inside, as the solver integrates it."""
+
+    def drift(latents: Tensor) -> Tensor:
+        both = pipe.unet(torch.cat([latents, latents]), timestep, conditioning, return_dict=False)[0]
+        empty, told = both.chunk(2)
+        return drift_of_noise(latents, empty + guidance * (told - empty), sigma)
+
+    return drift
