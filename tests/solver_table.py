@@ -123,7 +123,7 @@ def row(case: Case, measured: Measured) -> tuple[str, ...]:
         f"{measured.calls} -> {measured.calls_after}",
         measured.restart,
         f"{measured.error:.1e}",
-        f"{measured.ratio:.2f} x" + (" (above the bar)" if case.misses else ""),
+        f"{measured.ratio:.2f} x",
         "0" if measured.bit_identical else f"{measured.lost:.1e}",
         f"{measured.lost_by_euler_step:.1e}" if taken_again else "",
         "yes" if measured.bit_identical else "no",

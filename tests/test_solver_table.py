@@ -17,8 +17,8 @@ KINDS = [name for name in admitted_names() if class_named(name).__module__.start
 
 @ALL
 def test_a_jump_costs_at_most_half_of_the_full_runs_error_more(place: int) -> None:
-    """With the exact x_v. A case that is said to miss the bar must miss it, so that nobody is warned of nothing."""
-    assert (measure(place).ratio <= BAR) is not CASES[place].misses
+    """With the exact x_v."""
+    assert measure(place).ratio <= BAR
 
 
 @ALL

@@ -93,7 +93,7 @@ _FACTS: dict[str, SolverFacts] = {
         noisy_arguments=("s_churn",),
     ),
     "EDMDPMSolverMultistepScheduler": EDMMultistepFacts(
-        {**_EDM, **_UNCLIPPED, **_predicts(), "sigma_schedule": ("karras", "exponential"), "solver_order": (1, 2, 3)}
+        {**_EDM, **_UNCLIPPED, **_predicts(), "sigma_schedule": ("karras", "exponential"), "solver_order": (1, 2)}
         | {"solver_type": ("midpoint", "heun"), **_free("lower_order_final", "euler_at_final")}
         | {"algorithm_type": ("dpmsolver++",)},
         noisy_settings=_SDE,
