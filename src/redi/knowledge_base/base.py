@@ -14,18 +14,18 @@ import torch
 from torch import Tensor
 
 from redi.errors import KnowledgeBaseError
-from redi.knowledge_base.durable import JsonLines, replace_file, writing
+from redi.knowledge_base import leave_one_out
+from redi.knowledge_base.durable import JsonLines, writing
 from redi.knowledge_base.entries import Entry, EntryBatch, Neighbors, Refusal, VerifyReport, encode_unit
 from redi.knowledge_base.index import ExactIndex, Index, IndexCache, IndexFactory
 from redi.knowledge_base.ledger import BuilderLock, Ledger, UnitRecord
 from redi.knowledge_base.manifest import FILE_NAME, Manifest
-from redi.knowledge_base.noise_bank import NoiseBank, load_tensors, pack_tensors
+from redi.knowledge_base.noise_bank import NoiseBank
 from redi.knowledge_base.noises import Noises
 from redi.knowledge_base.table import EntryTable
 from redi.plan import Plan
 
 _TABLE = "entries.lance"
-_LEAVE_ONE_OUT = "index/leave_one_out.safetensors"
 _CACHE_BYTES = 4 << 30
 
 
@@ -120,6 +120,10 @@ class KnowledgeBase:
     def __len__(self) -> int:
         """Return the number of entries."""
         return self._table.count()
+
+    def noise_ids(self) -> npt.NDArray[np.int32]:
+        """Return the noise id of every row: (n,), -1 for independent noise."""
+        return self._table.directory.noise_id
 
     def check_files(self) -> None:
         """Raise KnowledgeBaseError if a file of the table is missing or cut; :meth:`verify` reads what is in them."""
@@ -224,30 +228,8 @@ class KnowledgeBase:
         """
         with self.lock():
             self._compact(least=1)
-            chosen = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))[:sample].sort().values
-            found = {step: self._leave_one_out(step, chosen, device) for step in self.plan.key_steps}
-            tensors = {f"key_{step}": distances for step, distances in found.items()}
-            with writing(self._path):
-                (self._path / "index").mkdir(exist_ok=True)
-            replace_file(self._path / _LEAVE_ONE_OUT, pack_tensors({**tensors, "stamp": self._stamp()}))
-            self._distances = found
-
-    def _leave_one_out(self, key_step: int, chosen: Tensor, device: torch.device | str | None) -> Tensor:
-        noise_ids = torch.from_numpy(self._table.directory.noise_id)[chosen]
-        parts = []
-        for noise_id in np.unique(noise_ids.numpy()).tolist():
-            for rows in torch.split(chosen[noise_ids == noise_id], 64):
-                queries = self.keys(rows, key_step)
-                found = self.search(queries, [noise_id] * len(rows), 2, key_step, device)
-                own = found.rows == rows[:, None]
-                other = found.distances.masked_fill(own, torch.inf)
-                parts.append(other.amin(dim=1))
-        distances = torch.cat(parts) if parts else torch.empty(0)
-        return distances[distances.isfinite()]
-
-    def _stamp(self) -> Tensor:
-        """Return what derived files carry to show which entries they were derived from."""
-        return torch.tensor([*bytes.fromhex(self._manifest.kb_id), len(self)], dtype=torch.int64)
+            self._distances = leave_one_out.measure(self, device, sample)
+            leave_one_out.store(self, self._distances)
 
     def leave_one_out(self, key_step: int) -> Tensor:
         """Return distances of entries to the nearest *other* entry of the same noise, as :meth:`finish` stored them.
@@ -257,19 +239,11 @@ class KnowledgeBase:
 
         Raises:
             PlanError: The key step is not recorded.
-            KnowledgeBaseError: :meth:`finish` has not run since the last entry was added.
+            KnowledgeBaseError: :meth:`finish` has not run since an eighth of the entries was added.
         """
         self.plan.choose(key_step)
         if key_step not in self._distances:
-            path = self._path / _LEAVE_ONE_OUT
-            fix = "finish the build (redi build with the same arguments, or KnowledgeBase.finish())"
-            if not path.exists():
-                raise KnowledgeBaseError(f"{self._path} has no leave-one-out distances", fix=fix)
-            found = load_tensors(path)
-            stamp, name = found.get("stamp"), f"key_{key_step}"
-            if stamp is None or name not in found or not torch.equal(stamp, self._stamp()):
-                raise KnowledgeBaseError(f"{path} is older than the newest entries", fix=fix)
-            self._distances[key_step] = found[name]
+            self._distances[key_step] = leave_one_out.stored(self, key_step)
         return self._distances[key_step]
 
     # Retrieval.
