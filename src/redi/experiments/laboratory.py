@@ -31,6 +31,7 @@ from redi.miniature.scenes import Description, captioned_scenes, captions
 from redi.pipelines import MINIATURE, default_guidance, load_pipeline, miniature_folder
 from redi.plan import Plan
 from redi.results import write_file, write_json
+from redi.retrieval.weights import LeastSquares, combiner
 
 _BASE_SEED, _PROMPT_SEED, _REFERENCE_SEED = 3000, 4000, 5000
 _ATTRIBUTES = ("objects", "background", "style", "all")
@@ -260,7 +261,10 @@ class Laboratory:
 
     def _folder(self, kind: str, what: Sampling | Recording, replicate: int) -> Path:
         scale = (self.scale.prompts, self.scale.entries, self.scale.noises)
-        return self.folder / kind / fingerprint(what, replicate, scale, self._weights)
+        rule = combiner(what.jump.weights) if isinstance(what, Sampling) and what.jump else LeastSquares()
+        # A rule's constants are not in what a sampling says; other constants are another run.
+        more = () if rule == LeastSquares() else (repr(rule),)
+        return self.folder / kind / fingerprint(what, replicate, scale, self._weights, *more)
 
     @cached_property
     def _weights(self) -> str:

@@ -22,6 +22,13 @@ RESOLUTION = 1e-6
 """Directions of the keys weaker than this, relative to the keys' size, are rounding (fp16 differences), not signal."""
 
 
+_SHORT = 1 / 60
+"""Range of kriging's short kernel over that of the wide one."""
+
+_JITTER = 1e-6
+"""What lets identical keys share their weight."""
+
+
 @dataclass(frozen=True, eq=False)
 class Combination:
     """What a combiner makes of one query and its neighbours.
@@ -31,8 +38,8 @@ class Combination:
         values: (...) float32 on the device of the values: the sum of weight x value, the latent to go on from.
         residual: What the weights leave of the query, ``||q - sum w key|| / ||q - mean key||``: 0 is an exact
             combination, 1 is no better than the plain mean of the neighbours.
-        condition_number: Largest over smallest singular value (for kriging: eigenvalue) that was used in the solve;
-            1.0 where nothing was solved.
+        condition_number: Largest over smallest singular value that was used in the solve (for kriging the squared
+            ratio of the Cholesky factor's pivots, a lower bound of it); 1.0 where nothing was solved.
         variance: Kriging's variance as a fraction of the prior's (0 at a key, about 1 far from all keys); None for
             combiners that have none.
     """
@@ -123,16 +130,19 @@ class Nearest:
 class Kriging:
     """Ordinary kriging: the Gaussian-process mean with an unknown constant trend, so the weights sum to one.
 
-    Solves ``[K + nugget I, 1; 1', 0] [w; mu] = [k; 1]`` with the kernel ``exp(-r^2 / (2 bandwidth^2))``.
+    Solves ``[K, 1; 1', 0] [w; mu] = [k; 1]`` with the nested kernel ``exp(-r^2 / (2 bandwidth^2)) + nugget
+    exp(-r^2 / (2 (bandwidth / 60)^2))``: many neighbours and a kernel wider than their spread make a smooth regression
+    from key to value, and its short part lets a query that the base holds have its own value, which a nugget of pure
+    noise would smooth away.
 
     Args:
-        nugget: Noise variance of the keys relative to the kernel's 1; also what keeps the system well conditioned.
-        bandwidth: The kernel's bandwidth in units of the median distance from the query to its neighbours.
+        nugget: Variance of the short part, relative to the wide one's 1; also what keeps the system well conditioned.
+        bandwidth: The wide kernel's bandwidth in units of the median distance from the query to its neighbours.
     """
 
-    nugget: float = 1e-3
-    bandwidth: float = 1.0
-    default_neighbors: int = 64
+    nugget: float = 3e-3
+    bandwidth: float = 3.0
+    default_neighbors: int = 256
 
     def __post_init__(self) -> None:
         if not (self.nugget > 0 and self.bandwidth > 0):
@@ -150,20 +160,21 @@ class Kriging:
         scale = self.bandwidth * float(to_query.sqrt().median())
         if scale == 0:  # at least half of the keys are the query itself
             scale = self.bandwidth * float(to_query.sqrt().mean()) or 1.0
-        kernel = torch.exp(-between / (2 * scale**2)) + self.nugget * torch.eye(len(k), dtype=torch.float64)
-        towards = torch.exp(-to_query / (2 * scale**2))
-        factor, failed = torch.linalg.cholesky_ex(kernel)
-        if bool(failed):
-            raise RetrievalError(
-                f"kriging of {len(k)} neighbours with nugget={self.nugget} cannot be solved", fix="raise the nugget"
-            )
+
+        def correlated(squared: Tensor) -> Tensor:
+            spread = squared / (2 * scale**2)
+            return torch.exp(-spread) + self.nugget * torch.exp(-spread / _SHORT**2)
+
+        kernel = correlated(between) + _JITTER * torch.eye(len(k), dtype=torch.float64)
+        towards = correlated(to_query)
+        factor = torch.linalg.cholesky(kernel)
         ones = torch.ones_like(towards)
         solved = torch.cholesky_solve(torch.stack([towards, ones], 1), factor)
         trend = float((solved[:, 0].sum() - 1) / solved[:, 1].sum())
         weights = solved[:, 0] - trend * solved[:, 1]
-        variance = max(0.0, 1 - float(weights @ towards) - trend)
-        eigenvalues = torch.linalg.eigvalsh(kernel)
-        return _combined(weights, q, k, values, float(eigenvalues[-1] / eigenvalues[0]), variance)
+        variance = max(0.0, 1 + self.nugget - float(weights @ towards) - trend)
+        pivots = factor.diagonal()
+        return _combined(weights, q, k, values, float((pivots.max() / pivots.min()).square()), variance)
 
 
 COMBINERS: Mapping[str, Callable[[], Combiner]] = MappingProxyType(
