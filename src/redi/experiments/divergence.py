@@ -12,10 +12,8 @@ from diffusers.models.attention_processor import AttnProcessor
 from numpy.typing import NDArray
 from torch import Tensor
 
-from redi.attachment import quiet
-from redi.engine import run
 from redi.errors import InputError
-from redi.jumping import NoiseWatch
+from redi.experiments.paths import path
 from redi.knowledge_base import KnowledgeBase
 from redi.theory import Drift, drift_of_noise, lipschitz
 
@@ -38,19 +36,6 @@ class Divergence:
     rates: NDArray[np.float64]
     gaps: NDArray[np.float64]
     clock: NDArray[np.float64]
-
-
-class _Path(NoiseWatch):
-    """A policy that keeps the latents of some steps."""
-
-    def __init__(self, base: KnowledgeBase, scheduler: Any, steps: Sequence[int]) -> None:
-        super().__init__(base, scheduler)
-        self.steps = steps
-        self.latents: list[Tensor] = []
-
-    def on_step(self, completed: int, latents: Tensor) -> None:
-        if completed in self.steps:
-            self.latents.append(latents.float())
 
 
 def measure(
@@ -86,12 +71,12 @@ def _measure(
     pipe: Any, base: KnowledgeBase, prompts: Sequence[str], noise_ids: Sequence[int], iterations: int
 ) -> Divergence:
     key_step, steps = base.plan.key_step, range(base.plan.key_step, max(base.plan.value_steps) + 1)
-    queries = _path(pipe, base, prompts, noise_ids, steps)
+    queries = path(pipe, base, prompts, noise_ids, steps)
     rows = base.search(queries[0].cpu(), noise_ids, 1, key_step).rows[:, 0]
     if (rows < 0).any():
         raise InputError("a noise without entries", expected="an entry for each query's noise")
     near = base.prompts(rows)
-    neighbours = _path(pipe, base, near, noise_ids, steps)
+    neighbours = path(pipe, base, near, noise_ids, steps)
     guidance = base.manifest.identity["call"]["guidance_scale"]
     own, others = _conditioning(pipe, prompts), _conditioning(pipe, near)
     pipe.scheduler.set_timesteps(base.plan.num_inference_steps)
@@ -109,21 +94,6 @@ def _measure(
         clock.append(-np.log(ratio))
     parts = [torch.stack(each).double().cpu().numpy() for each in (apart, rates, gaps)]
     return Divergence(parts[0], parts[1], parts[2], np.asarray(clock))
-
-
-def _path(
-    pipe: Any, base: KnowledgeBase, prompts: Sequence[str], noise_ids: Sequence[int], steps: Sequence[int]
-) -> list[Tensor]:
-    policy = _Path(base, pipe.scheduler, steps)
-    with quiet(pipe), run(pipe, policy):
-        pipe(
-            list(prompts),
-            num_inference_steps=base.plan.num_inference_steps,
-            guidance_scale=base.manifest.identity["call"]["guidance_scale"],
-            latents=base.noise_bank.latents[list(noise_ids)].to(pipe.device),
-            output_type="latent",
-        )
-    return policy.latents
 
 
 def _conditioning(pipe: Any, prompts: Sequence[str]) -> Tensor:

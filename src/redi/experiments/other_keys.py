@@ -16,6 +16,7 @@ from redi.enabling import prepare
 from redi.engine import Jump as EngineJump
 from redi.engine import StopTrajectory, run
 from redi.errors import InputError
+from redi.experiments.paths import path
 from redi.experiments.sampling import Jump
 from redi.jumping import JumpPolicy, NoiseWatch
 from redi.knowledge_base import KnowledgeBase
@@ -34,20 +35,6 @@ class _Given(NoiseWatch):
 
     def at_key(self, latents: Tensor) -> Sequence[EngineJump | None]:
         return [EngineJump(self.jump.value_step, value) for value in self.values]
-
-
-class _Reached(NoiseWatch):
-    """A policy that ends the run at a step and keeps its latents."""
-
-    def __init__(self, base: KnowledgeBase, scheduler: Any, step: int) -> None:
-        super().__init__(base, scheduler)
-        self.step = step
-        self.latents = torch.empty(0)
-
-    def on_step(self, completed: int, latents: Tensor) -> None:
-        if completed == self.step:
-            self.latents = latents.cpu().float()
-            raise StopTrajectory
 
 
 class _Decided(JumpPolicy):
@@ -120,26 +107,18 @@ def distance_at_value(
     given = None if jump.key == "trajectory" else estimates(pipe, base, prompts, noise_ids, jump)
     found: list[float] = []
     for batch in _batches(len(prompts)):
-        reached = _Reached(base, pipe.scheduler, jump.value_step)
-        _until_stop(pipe, base, reached, prompts[batch], noise_ids[batch])
+        (reached,) = path(pipe, base, prompts[batch], noise_ids[batch], [jump.value_step])
         if given is None:
             decided = _Decided(base, pipe.scheduler, enabled.rule)
-            _until_stop(pipe, base, decided, prompts[batch], noise_ids[batch])
-            estimated = decided.latents
+            try:
+                with quiet(pipe), run(pipe, decided):
+                    _call(pipe, base, prompts[batch], noise_ids[batch])
+            except StopTrajectory:
+                estimated = decided.latents
         else:
             estimated = given[batch]
-        found += (estimated.float() - reached.latents).flatten(1).norm(dim=1).tolist()
+        found += (estimated.float() - reached.cpu()).flatten(1).norm(dim=1).tolist()
     return found
-
-
-def _until_stop(
-    pipe: Any, base: KnowledgeBase, policy: NoiseWatch, prompts: Sequence[str], noise_ids: Sequence[int]
-) -> None:
-    try:
-        with quiet(pipe), run(pipe, policy):
-            _call(pipe, base, prompts, noise_ids)
-    except StopTrajectory:
-        return
 
 
 def _call(pipe: Any, base: KnowledgeBase, prompts: Sequence[str], noise_ids: Sequence[int]) -> Any:
