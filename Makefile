@@ -7,6 +7,7 @@
 #   make bench-batches  compare a mixed batch with its halves (part of make bench)
 #   make bench-overhead   cost of an enabled but abstaining engine (part of make bench)
 #   make bench-kill   kill a build twenty times and count what is left
+#   make bench-fuzz   feed the reader of bases damaged files for ten minutes (MINUTES=2: for two)
 #   make bench-gate   measure what the default gate is chosen by
 #   make bench-style  measure styles that a base does not hold
 #   make figures  write the README's figures and picture from what demo and bench left
@@ -20,6 +21,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
+MINUTES ?= 10
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -27,7 +29,7 @@ INSTALLED := $(VENV)/.installed
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export DO_NOT_TRACK ?= 1
 
-.PHONY: venv demo test check bench bench-batches bench-overhead bench-gate bench-style bench-kill figures report docs clean
+.PHONY: venv demo test check bench bench-batches bench-overhead bench-gate bench-style bench-kill bench-fuzz figures report docs clean
 .DEFAULT_GOAL := demo
 
 venv: $(INSTALLED)
@@ -68,6 +70,10 @@ bench-style: $(INSTALLED)
 
 bench-kill: $(INSTALLED)
 	$(BIN)/python benchmarks/kill_build.py --json bench/kill_build.json
+
+bench-fuzz: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet atheris
+	$(BIN)/python benchmarks/fuzz.py --minutes $(MINUTES) --out bench
 
 figures: $(INSTALLED)
 	$(BIN)/python benchmarks/readme.py

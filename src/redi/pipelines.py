@@ -103,7 +103,9 @@ def pipeline_for(base: KnowledgeBase, *, model: str | None = None, device: str |
         config = {name: _NOT_FINITE.get(str(value), value) for name, value in recorded["config"].items()}
         if identity["prediction_type"] is not None:  # flow matching has none
             config["prediction_type"] = identity["prediction_type"]
-    except (KeyError, TypeError) as error:
+        if dtype not in DTYPES or not all(isinstance(each, str) for each in (model or "", class_name)):
+            raise TypeError("a dtype, model and scheduler that redi can open")
+    except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"the manifest of {base.path} does not say {error}",
             expected="a base that redi build wrote",
@@ -120,7 +122,7 @@ def pipeline_for(base: KnowledgeBase, *, model: str | None = None, device: str |
             expected=f"what a manifest can tell: one of {', '.join(admitted_names())}",
             fix="open the pipeline yourself and call redi.generate(pipe, kb, prompts)",
         )
-    pipe = _loaded(model, dtype)
+    pipe = _loaded(str(model), dtype)
     pipe.scheduler = kind.from_config(config)
     return _placed(pipe, device)
 

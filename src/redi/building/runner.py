@@ -34,7 +34,7 @@ from redi.knowledge_base import (
     describe_differences,
     differences,
 )
-from redi.knowledge_base.base import check_free
+from redi.knowledge_base.layout import check_free
 from redi.knowledge_base.manifest import FILE_NAME
 from redi.pictures import is_picture
 from redi.plan import Plan

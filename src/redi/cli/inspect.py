@@ -20,7 +20,12 @@ _CELL = "\x1b[38;2;{};{};{}m\x1b[48;2;{};{};{}m▀"
 def inspect(
     kb: Annotated[Path, typer.Argument(help="Folder of the knowledge base.", metavar="FOLDER")],
     verify: Annotated[
-        bool, typer.Option("--verify", help="Read every row again: checksums, numbers, ids; exit 1 if damaged.")
+        bool,
+        typer.Option(
+            "--verify",
+            help="Read every row again (checksums, numbers, ids), and every file of a base that was saved or "
+            "downloaded with hashes.json; exit 1 if damaged.",
+        ),
     ] = False,
     entry: Annotated[
         str | None, typer.Option(help="Show one entry, by its place (from 0) or the start of its id.", metavar="N|ID")
@@ -35,32 +40,36 @@ def inspect(
       redi inspect my-base --verify
       redi inspect my-base --entry 42
     """
-    from redi.knowledge_base import KnowledgeBase
+    from redi.knowledge_base import KnowledgeBase, compare_files
 
     base = KnowledgeBase.open(kb)
     facts = _facts_of_entry(base, entry) if entry is not None else _facts(base)
     if verify:
-        found = base.verify()
+        found, files = base.verify(), compare_files(base.path)
+        clean = found.clean and not files
         facts["verified"] = {
             "entries read": found.entries,
             "doubled": found.duplicates,
             "refused": found.refused,
-            "damaged": list(found.damaged),
+            "damaged": [*files, *found.damaged],
         }
     if as_json:
         typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
     else:
         _print(facts)
     if verify:
-        typer.echo("clean" if found.clean else "damaged", err=as_json)
-        raise typer.Exit(0 if found.clean else 1)
+        typer.echo("clean" if clean else "damaged", err=as_json)
+        raise typer.Exit(0 if clean else 1)
 
 
 def _facts(base: KnowledgeBase) -> dict[str, Any]:
+    from redi.knowledge_base import read_hashes
+
     manifest = base.manifest
     identity, plan = manifest.identity, base.plan
-    information, scheduler = identity.get("information", {}), identity.get("scheduler", {})
-    asked = information.get("prompts", {}).get("count")
+    information, scheduler = _object(identity, "information"), _object(identity, "scheduler")
+    asked = _object(information, "prompts").get("count")
+    hashes = read_hashes(base.path)
     size = sum(file.stat().st_size for file in base.path.rglob("*") if file.is_file())
     return {
         "knowledge base": str(base.path),
@@ -76,12 +85,19 @@ def _facts(base: KnowledgeBase) -> dict[str, Any]:
         "steps": plan.num_inference_steps,
         "key steps": _listed(plan.key_steps),
         "value steps": _listed(plan.value_steps),
-        "call": identity.get("call", {}),
+        "call": _object(identity, "call"),
         "noise": f"{manifest.noise['kind']}, {len(base.noise_bank)} in the bank",
         "latent": " x ".join(map(str, manifest.latent_shape)),
         "distance to the nearest other entry": {f"key step {step}": _distances(base, step) for step in plan.key_steps},
         "built with": manifest.library_versions,
+        "signature": hashes.signature if hashes else "none: not saved or downloaded since it was built",
     }
+
+
+def _object(fields: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return an object of a manifest; a base that somebody else wrote may have anything in its place."""
+    found = fields.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def _distances(base: KnowledgeBase, key_step: int) -> str:
@@ -142,9 +158,9 @@ def _print(facts: dict[str, Any]) -> None:
     width = max(map(len, facts)) + 2
     for name, value in facts.items():
         lines = _lines(value)
-        typer.echo(f"{name:<{width}}{lines[0]}")
+        typer.echo(f"{name:<{width}}{_printable(lines[0])}")
         for line in lines[1:]:
-            typer.echo(" " * width + line)
+            typer.echo(" " * width + _printable(line))
     preview = Path(str(facts.get("preview", "")))
     if preview.is_file():
         _show(preview)
@@ -160,6 +176,11 @@ def _rounded(value: Any) -> str:
     if isinstance(value, list):
         return "; ".join(map(str, value)) or "none"
     return f"{value:.4g}" if isinstance(value, float) else repr(value) if value == "" else str(value)
+
+
+def _printable(text: str) -> str:
+    """Return text without what steers a terminal, which a stranger's prompts may contain."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
 def _listed(steps: tuple[int, ...]) -> str:

@@ -2,6 +2,7 @@
 
 from redi.knowledge_base.base import KnowledgeBase
 from redi.knowledge_base.entries import Entry, EntryBatch, Neighbors, Refusal, VerifyReport
+from redi.knowledge_base.hashes import compare_files, read_hashes, write_hashes
 from redi.knowledge_base.index import ExactIndex, Index
 from redi.knowledge_base.ledger import UnitRecord
 from redi.knowledge_base.manifest import Difference, Manifest, describe_differences, differences
@@ -20,6 +21,9 @@ __all__ = [
     "Refusal",
     "UnitRecord",
     "VerifyReport",
+    "compare_files",
     "describe_differences",
     "differences",
+    "read_hashes",
+    "write_hashes",
 ]

@@ -16,16 +16,18 @@ from torch import Tensor
 from redi.errors import KnowledgeBaseError
 from redi.knowledge_base import leave_one_out
 from redi.knowledge_base.durable import JsonLines, writing
-from redi.knowledge_base.entries import Entry, EntryBatch, Neighbors, Refusal, VerifyReport, encode_unit
+from redi.knowledge_base.entries import Entry, EntryBatch, Neighbors, Refusal, VerifyReport, encode_unit, refusal_in
+from redi.knowledge_base.guard import check_links
+from redi.knowledge_base.hashes import drop_hashes
 from redi.knowledge_base.index import ExactIndex, Index, IndexCache, IndexFactory
+from redi.knowledge_base.layout import TABLE, check_free
 from redi.knowledge_base.ledger import BuilderLock, Ledger, UnitRecord
-from redi.knowledge_base.manifest import FILE_NAME, Manifest
+from redi.knowledge_base.manifest import Manifest
 from redi.knowledge_base.noise_bank import NoiseBank
 from redi.knowledge_base.noises import Noises
 from redi.knowledge_base.table import EntryTable
 from redi.plan import Plan
 
-_TABLE = "entries.lance"
 _CACHE_BYTES = 4 << 30
 
 
@@ -43,7 +45,7 @@ class KnowledgeBase:
         self._refused = JsonLines(path / "refused.jsonl")
         self._lock = BuilderLock(path / "lock")
         columns = _columns(manifest.plan)
-        self._table = EntryTable(path / _TABLE, manifest.kb_id, columns, manifest.size, self._ledger.version)
+        self._table = EntryTable(path / TABLE, manifest.kb_id, columns, manifest.size, self._ledger.version)
         self._indexes = IndexCache(_CACHE_BYTES)
         self._distances: dict[int, Tensor] = {}
 
@@ -81,7 +83,7 @@ class KnowledgeBase:
         with BuilderLock(folder / "lock").held():
             check_free(folder)
             written = replace(manifest, noise={**manifest.noise, "sha256": noises.save(folder)})
-            table = EntryTable.create(folder / _TABLE, manifest.kb_id, _columns(manifest.plan), manifest.size)
+            table = EntryTable.create(folder / TABLE, manifest.kb_id, _columns(manifest.plan), manifest.size)
             Ledger(folder / "ledger").flushed(table.version)
             written.write(folder)
         return cls.open(folder, index=index)
@@ -94,6 +96,7 @@ class KnowledgeBase:
             KnowledgeBaseError: There is none, it is damaged, or of an unknown version.
         """
         folder = Path(path)
+        check_links(folder)
         manifest = Manifest.read(folder)
         return cls(folder, manifest, Noises.load(folder, manifest), index)
 
@@ -143,6 +146,7 @@ class KnowledgeBase:
         """
         with self._lock.held() as taken:
             if taken:
+                drop_hashes(self._path)
                 self._ledger.reload()
                 self._recover()
             yield
@@ -209,10 +213,7 @@ class KnowledgeBase:
         """Return the entries that were not stored, each once."""
         found: dict[tuple[int, int], Refusal] = {}
         for line in self._refused.read():
-            try:
-                refusal = Refusal(int(line["unit"]), int(line["slot"]), str(line["prompt"]), str(line["reason"]))
-            except (KeyError, TypeError, ValueError) as error:
-                raise KnowledgeBaseError(f"{self._refused.path}: line {line}", expected="a refused entry") from error
+            refusal = refusal_in(line, self._refused.path)
             found[refusal.unit, refusal.slot] = refusal
         return list(found.values())
 
@@ -295,6 +296,12 @@ class KnowledgeBase:
             searched.append((asked, members))
             answers.append(index.search(offsets, neighbors))
         for (asked, members), (positions, found) in zip(searched, _on_host(answers, where), strict=True):
+            if positions.numel() and not 0 <= int(positions.min()) <= int(positions.max()) < len(members):
+                raise KnowledgeBaseError(
+                    f"an index that points to place {int(positions.max())} of {len(members)} entries",
+                    expected="an index of these entries",
+                    fix="delete the folder index/ of the base; what is in it is derived, and made again",
+                )
             rows[asked, : positions.shape[1]] = torch.from_numpy(members)[positions]
             distances[asked, : positions.shape[1]] = found
         most = max(1, int((rows >= 0).sum(dim=1).max())) if count else neighbors
@@ -394,31 +401,3 @@ def _columns(plan: Plan) -> list[str]:
 
 def _positions(rows: Tensor | Sequence[int]) -> npt.NDArray[np.int64]:
     return np.asarray(rows.cpu() if isinstance(rows, Tensor) else rows, dtype=np.int64).reshape(-1)
-
-
-def check_free(folder: Path) -> None:
-    """Refuse a folder that holds anything but what a killed :meth:`KnowledgeBase.create` leaves.
-
-    Raises:
-        KnowledgeBaseError: It does.
-    """
-    found = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
-    if folder.exists() and not folder.is_dir():
-        raise KnowledgeBaseError(f"{folder} is a file", expected="a new or empty folder")
-    if FILE_NAME in found:
-        raise KnowledgeBaseError(
-            f"{folder} holds a knowledge base already",
-            expected="a new or empty folder",
-            fix="open it to go on building, or choose another folder",
-        )
-    ours = {name for name in found if name in ("noise", _TABLE, "ledger", "lock") or name.startswith(FILE_NAME)}
-    if found - ours:
-        raise KnowledgeBaseError(
-            f"{folder} holds {', '.join(sorted(found - ours)[:5])}", expected="a new or empty folder"
-        )
-    if Ledger(folder / "ledger").records:
-        raise KnowledgeBaseError(
-            f"{folder} holds entries but no {FILE_NAME}",
-            expected="a new or empty folder",
-            fix=f"restore {FILE_NAME}; the entries cannot be read without it",
-        )

@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from redi.errors import KnowledgeBaseError
+from redi.knowledge_base.guard import read_file
+
+_MAX_BYTES = 1 << 28
 
 
 @contextmanager
@@ -70,12 +73,14 @@ class JsonLines:
         """Return every whole line.
 
         Raises:
-            KnowledgeBaseError: A whole line is not a JSON object.
+            KnowledgeBaseError: A whole line is not a JSON object, or the file is no plain file or over 256 MB.
         """
         try:
-            data = self.path.read_bytes()
+            data = read_file(self.path, _MAX_BYTES)
         except FileNotFoundError:
             return []
+        except OSError as error:
+            raise KnowledgeBaseError(f"cannot read {self.path}: {error}", expected="a file of JSON lines") from error
         lines = data[: data.rfind(b"\n") + 1].splitlines()
         return [self._parse(line, number) for number, line in enumerate(lines, 1)]
 

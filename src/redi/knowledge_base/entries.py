@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from redi.errors import KnowledgeBaseError
+from redi.knowledge_base.guard import shortened
 from redi.knowledge_base.manifest import Manifest
 from redi.knowledge_base.noises import Noises
 from redi.knowledge_base.rows import TableRows
@@ -66,6 +68,18 @@ class Refusal:
     slot: int
     prompt: str
     reason: str
+
+
+def refusal_in(line: Mapping[str, Any], path: Path) -> Refusal:
+    """Read a line of ``refused.jsonl``; ``path`` is named in the error.
+
+    Raises:
+        KnowledgeBaseError: It does not say what was refused.
+    """
+    try:
+        return Refusal(int(line["unit"]), int(line["slot"]), str(line["prompt"]), str(line["reason"]))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise KnowledgeBaseError(f"{path}: line {shortened(line)}", expected="a refused entry") from error
 
 
 @dataclass(frozen=True)

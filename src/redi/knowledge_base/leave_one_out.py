@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from redi.knowledge_base.base import KnowledgeBase
 
 _FILE = "index/leave_one_out.safetensors"
+_MOST_BYTES = 1 << 30
 _MOST_CHANGED = 8
 """Distances stand for the base until an eighth of its entries has come or gone: a sample's quantiles hardly move."""
 
@@ -68,11 +69,14 @@ def stored(base: KnowledgeBase, key_step: int) -> Tensor:
     fix = "finish the build (redi build with the same arguments, or KnowledgeBase.finish()), or redi compact"
     if not path.exists():
         raise KnowledgeBaseError(f"{base.path} has no leave-one-out distances", fix=fix)
-    found = load_tensors(path)
+    found = load_tensors(path, _MOST_BYTES)
     stamp, name = found.get("stamp"), f"key_{key_step}"
     if stamp is None or name not in found or not _holds(stamp, base):
         raise KnowledgeBaseError(f"{path} is older than the newest entries", fix=fix)
-    return found[name]
+    distances = found[name]
+    if distances.dtype != torch.float32 or distances.ndim != 1 or not bool(distances.isfinite().all()):
+        raise KnowledgeBaseError(f"{path} holds {distances.dtype} {tuple(distances.shape)}", expected="finite float32s")
+    return distances
 
 
 def _path(base: KnowledgeBase) -> Path:
@@ -80,5 +84,7 @@ def _path(base: KnowledgeBase) -> Path:
 
 
 def _holds(stamp: Tensor, base: KnowledgeBase) -> bool:
+    if stamp.dtype != torch.int64 or stamp.shape != (17,):
+        return False
     *identifier, count = stamp.tolist()
     return identifier == [*bytes.fromhex(base.manifest.kb_id)] and _MOST_CHANGED * abs(count - len(base)) <= len(base)

@@ -15,6 +15,7 @@ from typing import Any
 
 from redi.errors import KnowledgeBaseError
 from redi.knowledge_base.durable import JsonLines, writing
+from redi.knowledge_base.guard import check_links, shortened
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,9 @@ class Ledger:
 
     def _take(self, line: dict[str, Any]) -> None:
         names = ("unit", "rows", "refused", "version") if "unit" in line else ("version",)
-        if any(type(line.get(name)) is not int for name in names):
+        if any(type(line.get(name)) is not int or not 0 <= line[name] < 2**63 for name in names):
             raise KnowledgeBaseError(
-                f"{self._lines.path}: line {line}",
+                f"{self._lines.path}: line {shortened(line)}",
                 expected="whole numbers unit, rows, refused, version",
                 fix="move the file away; the next build writes it again from the table",
             )
@@ -127,8 +128,9 @@ class BuilderLock:
             self._thread.release()
 
     def _take(self) -> int:
+        check_links(self._path.parent, to_write=True)
         with writing(self._path):
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

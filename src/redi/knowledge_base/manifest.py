@@ -13,11 +13,14 @@ from uuid import uuid4
 
 from redi.errors import KnowledgeBaseError, PlanError
 from redi.knowledge_base.durable import replace_file
+from redi.knowledge_base.guard import check_depth, read_file, shortened
 from redi.plan import Plan
 
 FORMAT_VERSION = 1
 FILE_NAME = "manifest.json"
-MAX_BYTES = 16 * 1024 * 1024
+MAX_BYTES = 4 * 1024 * 1024
+MAX_SIZE = 1 << 27
+_MAX_STEPS = 1000
 NOISE_KINDS = ("shared", "independent")
 
 
@@ -60,7 +63,7 @@ class Manifest:
     def __post_init__(self) -> None:
         if type(self.format_version) is not int or self.format_version != FORMAT_VERSION:
             _bad(
-                f"knowledge base of format version {self.format_version!r}",
+                f"knowledge base of format version {shortened(self.format_version)}",
                 f"version {FORMAT_VERSION}, the one that this redi reads",
                 "use the redi that wrote it, or build the base again",
             )
@@ -72,10 +75,14 @@ class Manifest:
             or not shape
             or any(type(size) is not int or size < 1 for size in shape)
         ):
-            _bad(f"manifest: latent_shape {shape!r}", "a list of positive whole numbers")
+            _bad(f"manifest: latent_shape {shortened(shape)}", "a list of positive whole numbers")
+        if math.prod(shape) > MAX_SIZE or len(shape) > 8:
+            _bad(f"manifest: latent_shape {shortened(shape)}", f"at most 8 axes and {MAX_SIZE} numbers")
+        if len(self.plan.key_steps) + len(self.plan.value_steps) > _MAX_STEPS:
+            _bad("manifest: a plan of very many steps", f"at most {_MAX_STEPS} key and value steps")
         object.__setattr__(self, "latent_shape", tuple(shape))
         if not _is_hex_id(self.kb_id):
-            _bad(f"manifest: kb_id {self.kb_id!r}", "32 hexadecimal digits")
+            _bad(f"manifest: kb_id {shortened(self.kb_id)}", "32 hexadecimal digits")
         self._check_created()
         for name in ("identity", "noise", "library_versions"):
             object.__setattr__(self, name, _plain_json(name, getattr(self, name)))
@@ -85,12 +92,12 @@ class Manifest:
         try:
             datetime.fromisoformat(self.created)
         except (TypeError, ValueError):
-            _bad(f"manifest: created {self.created!r}", "an ISO 8601 time")
+            _bad(f"manifest: created {shortened(self.created)}", "an ISO 8601 time")
 
     def _check_noise(self) -> None:
         kind, seeds = self.noise.get("kind"), self.noise.get("seeds", [])
-        if kind not in NOISE_KINDS:
-            _bad(f"manifest: noise kind {kind!r}", f"one of {NOISE_KINDS}")
+        if not isinstance(kind, str) or kind not in NOISE_KINDS:
+            _bad(f"manifest: noise kind {shortened(kind)}", f"one of {NOISE_KINDS}")
         if not isinstance(seeds, list) or any(type(seed) is not int or not 0 <= seed < 2**64 for seed in seeds):
             _bad(f"manifest: noise seeds {str(seeds)[:80]}", "a list of whole numbers from 0 to 2**64 - 1")
         if len(set(seeds)) != len(seeds):
@@ -132,12 +139,13 @@ class Manifest:
                 expected="the JSON that redi wrote",
                 fix="restore manifest.json, or build the base again",
             ) from error
+        check_depth(fields, "manifest")
         if not isinstance(fields, dict):
             _bad(f"manifest is a JSON {type(fields).__name__}", "an object")
         version = fields.get("format_version")
         if type(version) is not int or version != FORMAT_VERSION:
             _bad(
-                f"knowledge base of format version {version!r}",
+                f"knowledge base of format version {shortened(version)}",
                 f"version {FORMAT_VERSION}, the one that this redi reads",
                 "use the redi that wrote it, or build the base again",
             )
@@ -146,18 +154,18 @@ class Manifest:
         if missing:
             _bad(f"manifest without {', '.join(missing)}", f"the fields {', '.join(names)}")
         if not isinstance(fields["plan"], dict):
-            _bad(f"manifest: plan {fields['plan']!r}", "an object")
+            _bad(f"manifest: plan {shortened(fields['plan'])}", "an object")
         try:
             plan = Plan.from_dict(fields["plan"])
         except PlanError as error:
-            raise KnowledgeBaseError(f"manifest: {error}", expected="a plan that redi wrote") from error
+            raise KnowledgeBaseError(f"manifest: {str(error)[:400]}", expected="a plan that redi wrote") from error
         return cls(plan=plan, **{name: fields[name] for name in names if name != "plan"})
 
     def write(self, folder: Path) -> None:
         """Write ``manifest.json`` into ``folder``, whole or not at all, and flush it to the disk.
 
         Raises:
-            KnowledgeBaseError: The disk is full or not writable, or the manifest is over 16 MB.
+            KnowledgeBaseError: The disk is full or not writable, or the manifest is over 4 MB.
         """
         data = self.to_json().encode()
         if len(data) > MAX_BYTES:
@@ -169,14 +177,11 @@ class Manifest:
         """Read the manifest of the knowledge base in ``folder``.
 
         Raises:
-            KnowledgeBaseError: There is none, or it is cut off, over 16 MB, of another version, or wrong.
+            KnowledgeBaseError: There is none, or it is cut off, over 4 MB, of another version, or wrong.
         """
         path = folder / FILE_NAME
         try:
-            size = path.stat().st_size
-            if size > MAX_BYTES:
-                _bad(f"{path} has {size} bytes", f"at most {MAX_BYTES}")
-            text = path.read_text(encoding="utf-8")
+            text = read_file(path, MAX_BYTES).decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise KnowledgeBaseError(
                 f"no knowledge base at {folder}: {error}",
@@ -194,6 +199,7 @@ def _plain_json(name: str, value: object) -> dict[str, Any]:
     """Return ``value`` as the plain JSON that reading it back would give (tuples become lists)."""
     if not isinstance(value, Mapping):
         _bad(f"manifest: {name} is a {type(value).__name__}", "an object")
+    check_depth(value, f"manifest: {name}")
     try:
         plain = json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from redi.errors import KnowledgeBaseError, NoiseError
 from redi.knowledge_base.durable import replace_file
+from redi.knowledge_base.guard import read_file
 
 _PROBE = 64
+MAX_TENSOR_BYTES = 1 << 36
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,12 @@ class NoiseBank:
         Raises:
             KnowledgeBaseError: The file is missing, damaged, or holds another number of noises.
         """
-        latents = load_tensors(path).get("latents")
+        return cls.from_bytes(read_tensor_file(path), path, seeds)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, path: Path, seeds: Sequence[int]) -> NoiseBank:
+        """Read what :meth:`to_bytes` gave; ``path`` is named in errors, which are those of :meth:`load`."""
+        latents = unpack_tensors(data, path).get("latents")
         if latents is None or latents.dtype != torch.float32 or latents.shape[:1] != (len(seeds),):
             raise KnowledgeBaseError(f"{path} does not hold {len(seeds)} noises", expected="the bank that redi wrote")
         return cls(tuple(seeds), latents)
@@ -155,18 +162,43 @@ def pack_tensors(tensors: Mapping[str, Tensor]) -> bytes:
     return bytes(save({name: tensor.contiguous().clone() for name, tensor in tensors.items()}))
 
 
-def load_tensors(path: Path) -> dict[str, Tensor]:
+def load_tensors(path: Path, limit: int = MAX_TENSOR_BYTES) -> dict[str, Tensor]:
     """Read a safetensors file whole.
 
     Raises:
-        KnowledgeBaseError: The file is missing or damaged.
+        KnowledgeBaseError: The file is missing, damaged or larger than ``limit`` bytes.
+    """
+    return unpack_tensors(read_tensor_file(path, limit), path)
+
+
+def read_tensor_file(path: Path, limit: int = MAX_TENSOR_BYTES) -> bytes:
+    """Return the bytes of a file that :func:`unpack_tensors` can read.
+
+    Raises:
+        KnowledgeBaseError: The file is missing or larger than ``limit`` bytes.
     """
     try:
-        return dict(load(path.read_bytes()))
-    except (OSError, SafetensorError, ValueError) as error:
-        raise KnowledgeBaseError(
-            f"cannot read {path}: {error}", expected="the safetensors file that redi wrote", fix="restore it"
-        ) from error
+        return read_file(path, limit)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def unpack_tensors(data: bytes, path: Path) -> dict[str, Tensor]:
+    """Return the tensors of safetensors bytes; ``path`` is named in errors.
+
+    Raises:
+        KnowledgeBaseError: They are damaged.
+    """
+    try:
+        return dict(load(data))
+    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> KnowledgeBaseError:
+    return KnowledgeBaseError(
+        f"cannot read {path}: {str(error)[:300]}", expected="the safetensors file that redi wrote", fix="restore it"
+    )
 
 
 def _some(seeds: Sequence[int], limit: int = 20) -> str:

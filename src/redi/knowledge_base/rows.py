@@ -70,6 +70,10 @@ def encode(rows: TableRows, kb_id: str, size: int) -> Any:
 
 def problems_in(batch: Any, start: int, kb_id: str, columns: Sequence[str], size: int) -> Iterator[str]:
     """Say what is wrong with the rows of one record batch, the first of which is row ``start``."""
+    empty = [name for name in batch.schema.names if batch[name].null_count]
+    if empty:
+        yield f"rows {start} to {start + batch.num_rows - 1}: no {', '.join(empty)}"
+        return
     metadata = batch.select(list(METADATA)).to_pylist()
     for row, record in enumerate(metadata, start):
         if record["entry_id"] != entry_id(kb_id, record["unit"], record["slot"]):
@@ -84,7 +88,7 @@ def problems_in(batch: Any, start: int, kb_id: str, columns: Sequence[str], size
         wrong = crcs(latents) != batch[f"{column}_crc"].to_numpy()
         for row in np.flatnonzero(wrong).tolist():
             yield f"row {start + row}: {column} does not match its checksum"
-        for row in np.flatnonzero(~np.isfinite(latents).all(axis=1)).tolist():
+        for row in np.flatnonzero(~finite_rows(latents)).tolist():
             yield f"row {start + row}: {column} is not finite"
 
 
@@ -102,6 +106,13 @@ def crcs(latents: npt.NDArray[np.float16]) -> npt.NDArray[np.uint32]:
     """Return CRC-32 of each row's little-endian bytes: (n, d) float16 to (n,) uint32."""
     rows = np.ascontiguousarray(latents, dtype="<f2")
     return np.array([zlib.crc32(row) for row in rows], dtype=np.uint32)
+
+
+def finite_rows(latents: npt.NDArray[np.float16]) -> npt.NDArray[np.bool_]:
+    """Say which rows hold finite numbers only: (n, d) float16 to (n,) bool."""
+    exponent = np.uint16(0x7C00)
+    bits = np.ascontiguousarray(latents, dtype="<f2").view(np.uint16)
+    return np.asarray((bits & exponent).max(axis=1, initial=0) != exponent)
 
 
 def row_crc(prompt: str, noise_id: int, seed: int) -> int:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -18,13 +16,22 @@ import pyarrow as pa
 
 from redi.errors import KnowledgeBaseError
 from redi.knowledge_base.durable import fsync_file, writing
-from redi.knowledge_base.rows import TableRows, crcs, decode, encode, entry_id, problems_in, row_crc, schema_of
+from redi.knowledge_base.rows import (
+    TableRows,
+    crcs,
+    decode,
+    encode,
+    entry_id,
+    finite_rows,
+    problems_in,
+    row_crc,
+    schema_of,
+)
+from redi.knowledge_base.table_form import check_count, check_filled, check_form, check_sizes, is_of_reading, reading
 
 ROWS_PER_FRAGMENT = 4096
 COMMITS_PER_COMPACTION = 256
 _READ_BYTES = 64 * 1024 * 1024
-
-_PLACE_IN_LANCE = re.compile(r",? *\S+\.rs:\d+:\d+.*")
 
 Rows = Sequence[int] | npt.NDArray[np.int64]
 
@@ -36,26 +43,6 @@ class Directory:
     unit: npt.NDArray[np.int64]
     slot: npt.NDArray[np.int32]
     noise_id: npt.NDArray[np.int32]
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except BaseException as error:
-        if not _is_of_reading(error):
-            raise
-        raise KnowledgeBaseError(
-            f"cannot read {path}: {_PLACE_IN_LANCE.sub('', str(error).splitlines()[0])[:300]}",
-            expected="the whole table that redi wrote",
-            fix="run redi inspect --verify to see what is damaged; restore the folder or build it again",
-        ) from error
-
-
-def _is_of_reading(error: BaseException) -> bool:
-    """Say whether this is what Lance raises over damage; its panics are no ``Exception``, and their class is hidden."""
-    known = isinstance(error, (OSError, ValueError, RuntimeError, pa.ArrowException))
-    return known or type(error).__name__ == "PanicException"
 
 
 class EntryTable:
@@ -74,7 +61,8 @@ class EntryTable:
         self._synced: set[str] = set()
         self._new_folder = not (path / "data").is_dir()
         self._dataset = self._open(version)
-        self._check_schema()
+        with reading(self.path):
+            check_form(self._dataset, self.path, schema_of(self._columns, self._size))
         self._directory: Directory | None = None
         self._units: dict[int, int] | None = None
 
@@ -99,7 +87,7 @@ class EntryTable:
             raise KnowledgeBaseError(
                 f"no table at {self.path}", expected="the table of entries", fix="restore it or build it again"
             )
-        with _reading(self.path):
+        with reading(self.path):
             try:
                 return lance.dataset(str(self.path))
             except (OSError, ValueError, RuntimeError):
@@ -107,39 +95,14 @@ class EntryTable:
                     raise
                 return lance.dataset(str(self.path), version=version)
 
-    def _check_schema(self) -> None:
-        expected = schema_of(self._columns, self._size)
-        with _reading(self.path):
-            found = {field.name: field.type for field in self._dataset.schema}
-        wrong = [
-            f"{field.name} is {found.get(field.name, 'missing')}, not {field.type}"
-            for field in expected
-            if found.get(field.name) != field.type
-        ]
-        if wrong:
-            raise KnowledgeBaseError(
-                f"{self.path}: {'; '.join(wrong)}",
-                expected="the columns that the manifest's plan and latent shape name",
-                fix="the table or the manifest comes from another base; restore the one that belongs here",
-            )
-
     def check_files(self) -> None:
         """Compare every data file's size with what the table says, which costs no read of it.
 
         Raises:
             KnowledgeBaseError: A file is missing, or shorter or longer than it was written.
         """
-        with _reading(self.path):
-            files = [file for fragment in self._dataset.get_fragments() for file in fragment.metadata.files]
-        for file in files:
-            path = self.path / "data" / file.path
-            size = path.stat().st_size if path.exists() else 0
-            if file.file_size_bytes and size != file.file_size_bytes:
-                raise KnowledgeBaseError(
-                    f"{path} has {size} bytes",
-                    expected=f"the {file.file_size_bytes} that were written",
-                    fix="run redi inspect --verify to see what is damaged; restore the folder or build it again",
-                )
+        with reading(self.path):
+            check_sizes(self._dataset, self.path)
 
     @property
     def version(self) -> int:
@@ -154,15 +117,17 @@ class EntryTable:
             KnowledgeBaseError: The table is damaged.
         """
         if self._directory is None:
-            with _reading(self.path):
+            with reading(self.path):
+                check_count(self._dataset, self.path)
                 found = self._dataset.to_table(columns=["unit", "slot", "noise_id"])
                 names = ("unit", "slot", "noise_id")
+                check_filled(found, self.path)
                 self._directory = Directory(*(found[name].to_numpy().copy() for name in names))
         return self._directory
 
     def count(self) -> int:
         """Return the number of rows."""
-        with _reading(self.path):
+        with reading(self.path):
             return int(self._dataset.count_rows())
 
     def rows_by_unit(self) -> dict[int, int]:
@@ -174,7 +139,7 @@ class EntryTable:
 
     def refresh(self) -> None:
         """Read the newest version from the disk (another process may have written)."""
-        with _reading(self.path):
+        with reading(self.path):
             self._dataset = lance.dataset(str(self.path))
         self._directory = self._units = None
 
@@ -352,6 +317,13 @@ class EntryTable:
                 expected="the numbers that were stored",
                 fix="run redi inspect --verify to see what is damaged; restore the folder or build it again",
             )
+        bad = np.flatnonzero(~finite_rows(latents))
+        if bad.size:
+            raise KnowledgeBaseError(
+                f"{self.path}: {column} of row {rows[bad[0]]} is not finite",
+                expected="finite numbers; redi stores no others",
+                fix="restore the folder or build it again",
+            )
         return latents
 
     def metadata(self, rows: Rows) -> list[dict[str, Any]]:
@@ -381,9 +353,10 @@ class EntryTable:
     def _take(self, wanted: npt.NDArray[np.int64], columns: list[str]) -> Any:
         """Take rows in the order asked for, and check that each is the entry that the directory names."""
         unique, inverse = np.unique(wanted, return_inverse=True)
-        with _reading(self.path):
+        with reading(self.path):
             names = ["entry_id", "unit", "slot", "noise_id", *columns]
             taken = self._dataset.take(unique.tolist(), columns=names)
+            check_filled(taken, self.path)
             if unique.size != wanted.size or not np.array_equal(inverse, np.arange(wanted.size)):
                 taken = taken.take(pa.array(inverse))
         directory = self.directory
@@ -414,7 +387,7 @@ class EntryTable:
                 if read != count:
                     yield f"rows {position} to {position + count - 1}: only {read} of {count} can be read"
             except BaseException as error:
-                if not _is_of_reading(error):
+                if not is_of_reading(error):
                     raise
                 reason = str(error).splitlines()[0][:200]
                 yield f"rows {position + read} to {position + count - 1} cannot be read: {reason}"

@@ -1,0 +1,39 @@
+"""Owns where a base's table is in its folder, and which folders are free for a new base; must not know contents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from redi.errors import KnowledgeBaseError
+from redi.knowledge_base.ledger import Ledger
+from redi.knowledge_base.manifest import FILE_NAME
+
+TABLE = "entries.lance"
+
+
+def check_free(folder: Path) -> None:
+    """Refuse a folder that holds anything but what a killed :meth:`KnowledgeBase.create` leaves.
+
+    Raises:
+        KnowledgeBaseError: It does.
+    """
+    found = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
+    if folder.exists() and not folder.is_dir():
+        raise KnowledgeBaseError(f"{folder} is a file", expected="a new or empty folder")
+    if FILE_NAME in found:
+        raise KnowledgeBaseError(
+            f"{folder} holds a knowledge base already",
+            expected="a new or empty folder",
+            fix="open it to go on building, or choose another folder",
+        )
+    ours = {name for name in found if name in ("noise", TABLE, "ledger", "lock") or name.startswith(FILE_NAME)}
+    if found - ours:
+        raise KnowledgeBaseError(
+            f"{folder} holds {', '.join(sorted(found - ours)[:5])}", expected="a new or empty folder"
+        )
+    if Ledger(folder / "ledger").records:
+        raise KnowledgeBaseError(
+            f"{folder} holds entries but no {FILE_NAME}",
+            expected="a new or empty folder",
+            fix=f"restore {FILE_NAME}; the entries cannot be read without it",
+        )

@@ -1,0 +1,104 @@
+"""Claims about content hashes: a changed, missing or added file is found, and so is a changed list."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from redi.cli.app import app
+from redi.errors import KnowledgeBaseError
+from redi.knowledge_base import KnowledgeBase, compare_files, read_hashes, write_hashes
+from redi.knowledge_base.hashes import FileHash, FileHashes
+from small_base import filled, unit_batch
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> KnowledgeBase:
+    made = filled(tmp_path / "base")
+    made.finish()
+    write_hashes(made.path)
+    return made
+
+
+def test_every_file_that_makes_a_base_is_listed_and_unchanged(base: KnowledgeBase) -> None:
+    hashes = read_hashes(base.path)
+    assert hashes is not None
+    assert {"manifest.json", "ledger/units.jsonl", "noise/bank.safetensors"} <= set(hashes.files)
+    assert any(name.startswith("entries.lance/data/") for name in hashes.files)
+    assert not any(name.startswith(("index/", "lock", "hashes.json")) for name in hashes.files)
+    assert compare_files(base.path) == []
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "ledger/units.jsonl", "noise/bank.safetensors", "data"])
+def test_one_changed_byte_of_any_file_is_found(base: KnowledgeBase, name: str) -> None:
+    file = next((base.path / "entries.lance/data").iterdir()) if name == "data" else base.path / name
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    (said,) = compare_files(base.path)
+    assert "was changed" in said
+    assert file.name in said
+
+
+def test_missing_grown_and_added_files_are_found(base: KnowledgeBase) -> None:
+    (base.path / "ledger/units.jsonl").unlink()
+    with open(base.path / "manifest.json", "a") as file:
+        file.write(" ")
+    (base.path / "entries.lance/data/more.lance").write_bytes(b"more")
+    said = "\n".join(compare_files(base.path))
+    for part in ("units.jsonl is missing", "manifest.json has", "more.lance is not in hashes.json"):
+        assert part in said
+
+
+def test_a_changed_list_does_not_sum_up_to_its_signature(base: KnowledgeBase) -> None:
+    fields = json.loads((base.path / "hashes.json").read_text())
+    fields["files"]["manifest.json"]["size"] += 1
+    (base.path / "hashes.json").write_text(json.dumps(fields))
+    with pytest.raises(KnowledgeBaseError, match="was changed"):
+        compare_files(base.path)
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a/../../b", "a//b", "./a", "", ".", "a\\b", "a\nb"])
+def test_a_list_names_no_file_outside_of_the_folder(name: str) -> None:
+    with pytest.raises(KnowledgeBaseError, match="cannot be read"):
+        FileHashes.from_json(FileHashes({name: FileHash(1, "a" * 64)}).to_json())
+
+
+def test_the_signature_depends_on_names_sizes_and_contents() -> None:
+    one = {"a": FileHash(1, "a" * 64)}
+    others = ({"b": FileHash(1, "a" * 64)}, {"a": FileHash(2, "a" * 64)}, {"a": FileHash(1, "b" * 64)}, {})
+    signatures = {FileHashes(each).signature for each in (one, *others)}
+    assert len(signatures) == 1 + len(others)
+
+
+def test_a_base_that_grows_loses_its_list(base: KnowledgeBase) -> None:
+    base.add_unit(9, unit_batch(9))
+    assert read_hashes(base.path) is None
+
+
+def test_inspect_tells_the_signature_and_verifies_every_file(base: KnowledgeBase) -> None:
+    hashes = read_hashes(base.path)
+    assert hashes is not None
+    command = ["inspect", str(base.path), "--verify"]
+    found = CliRunner().invoke(app, command)
+    assert found.exit_code == 0, found.output
+    assert hashes.signature in found.output
+    with open(base.path / "manifest.json", "a") as file:
+        file.write(" ")
+    found = CliRunner().invoke(app, command)
+    assert found.exit_code == 1
+    assert "manifest.json has" in found.output
+
+
+def test_inspect_prints_nothing_of_a_stranger_s_base_that_steers_a_terminal(base: KnowledgeBase) -> None:
+    fields = json.loads((base.path / "manifest.json").read_text())
+    fields["identity"] = {"information": [], "scheduler": 3, "call": None, "pipeline": "\x1b[2J", "dtype": {"\x07": 1}}
+    (base.path / "manifest.json").write_text(json.dumps(fields))
+    found = CliRunner().invoke(app, ["inspect", str(base.path)])
+    assert found.exit_code == 0, found.output
+    assert "\\x1b[2J" in found.output
+    assert "\x1b" not in found.output
+    assert "\x07" not in found.output
