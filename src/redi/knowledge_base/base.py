@@ -19,16 +19,15 @@ from redi.knowledge_base.durable import JsonLines, writing
 from redi.knowledge_base.entries import Entry, EntryBatch, Neighbors, Refusal, VerifyReport, encode_unit, refusal_in
 from redi.knowledge_base.guard import check_links
 from redi.knowledge_base.hashes import drop_hashes
-from redi.knowledge_base.index import ExactIndex, Index, IndexCache, IndexFactory
+from redi.knowledge_base.index import ExactIndex, IndexFactory
 from redi.knowledge_base.layout import TABLE, check_free
 from redi.knowledge_base.ledger import BuilderLock, Ledger, UnitRecord
 from redi.knowledge_base.manifest import Manifest
 from redi.knowledge_base.noise_bank import NoiseBank
 from redi.knowledge_base.noises import Noises
+from redi.knowledge_base.searching import Searcher
 from redi.knowledge_base.table import EntryTable
 from redi.plan import Plan
-
-_CACHE_BYTES = 4 << 30
 
 
 class KnowledgeBase:
@@ -40,13 +39,12 @@ class KnowledgeBase:
 
     def __init__(self, path: Path, manifest: Manifest, noises: Noises, index: IndexFactory) -> None:
         self._path, self._manifest, self._noises = path, manifest, noises
-        self._make_index = index
         self._ledger = Ledger(path / "ledger")
         self._refused = JsonLines(path / "refused.jsonl")
         self._lock = BuilderLock(path / "lock")
         columns = _columns(manifest.plan)
         self._table = EntryTable(path / TABLE, manifest.kb_id, columns, manifest.size, self._ledger.version)
-        self._indexes = IndexCache(_CACHE_BYTES)
+        self._searcher = Searcher(self._table, noises, manifest.latent_shape, index)
         self._distances: dict[int, Tensor] = {}
 
     @classmethod
@@ -161,7 +159,7 @@ class KnowledgeBase:
             self._forget()
 
     def _forget(self) -> None:
-        self._indexes.clear()
+        self._searcher.forget()
         self._distances.clear()
 
     def _refused_in(self, unit: int) -> int:
@@ -271,49 +269,7 @@ class KnowledgeBase:
             KnowledgeBaseError: Shapes do not fit, or the table is damaged.
         """
         self.plan.choose(key_step)
-        count = len(queries)
-        if tuple(queries.shape[1:]) != self._manifest.latent_shape or len(noise_ids) != count:
-            raise KnowledgeBaseError(
-                f"queries of shape {tuple(queries.shape)} with {len(noise_ids)} noise ids",
-                expected=f"(b, {', '.join(map(str, self._manifest.latent_shape))}) and b ids",
-            )
-        if neighbors < 1:
-            raise KnowledgeBaseError(f"{neighbors} neighbours", expected="at least 1")
-        rows = torch.full((count, neighbors), -1, dtype=torch.int64)
-        distances = torch.full((count, neighbors), torch.inf)
-        where = torch.device("cpu" if device is None else device)
-        usable = queries.flatten(1).isfinite().all(dim=1).tolist()
-        searched: list[tuple[list[int], npt.NDArray[np.int64]]] = []
-        answers: list[tuple[Tensor, Tensor]] = []
-        for noise_id in {each for each, fine in zip(noise_ids, usable, strict=True) if fine and each is not None}:
-            members = np.flatnonzero(self._table.directory.noise_id == noise_id)
-            if not members.size:
-                continue
-            asked = [i for i in range(count) if noise_ids[i] == noise_id and usable[i]]
-            index = self._index(noise_id, key_step, where, members)
-            reference = self._noises.reference(key_step, torch.tensor([noise_id])).to(where)
-            offsets = (queries[asked].detach().to(where, torch.float32) - reference).flatten(1)
-            searched.append((asked, members))
-            answers.append(index.search(offsets, neighbors))
-        for (asked, members), (positions, found) in zip(searched, _on_host(answers, where), strict=True):
-            if positions.numel() and not 0 <= int(positions.min()) <= int(positions.max()) < len(members):
-                raise KnowledgeBaseError(
-                    f"an index that points to place {int(positions.max())} of {len(members)} entries",
-                    expected="an index of these entries",
-                    fix="delete the folder index/ of the base; what is in it is derived, and made again",
-                )
-            rows[asked, : positions.shape[1]] = torch.from_numpy(members)[positions]
-            distances[asked, : positions.shape[1]] = found
-        most = max(1, int((rows >= 0).sum(dim=1).max())) if count else neighbors
-        return Neighbors(rows[:, :most], distances[:, :most])
-
-    def _index(self, noise_id: int, key_step: int, device: torch.device, members: npt.NDArray[np.int64]) -> Index:
-        def make() -> Index:
-            (keys,) = self._table.latents(members, f"key_{key_step}")
-            return self._make_index(torch.from_numpy(keys).to(device).float())
-
-        size = 4 * len(members) * self._manifest.size
-        return self._indexes.get((noise_id, key_step, str(device)), size, make)
+        return self._searcher.search(queries, noise_ids, neighbors, key_step, device)
 
     def keys(self, rows: Tensor | Sequence[int], key_step: int, device: torch.device | str | None = None) -> Tensor:
         """Return the keys of rows: (n, *shape) float32, the reference added back.
@@ -382,17 +338,6 @@ class KnowledgeBase:
             if counts.get(unit, 0) != record.rows:
                 damaged.append(f"unit {unit}: {counts.get(unit, 0)} entries in the table, {record.rows} in the ledger")
         return VerifyReport(len(self), duplicates, len(self.refused()), tuple(damaged))
-
-
-def _on_host(answers: Sequence[tuple[Tensor, Tensor]], device: torch.device) -> list[tuple[Tensor, Tensor]]:
-    """Bring what several searches found to the CPU, with two reads of the device however many they are."""
-    if not answers:
-        return []
-    shapes = [positions.shape for positions, _ in answers]
-    sizes = [shape.numel() for shape in shapes]
-    positions = torch.split(torch.cat([each.to(device).flatten() for each, _ in answers]).cpu(), sizes)
-    distances = torch.split(torch.cat([each.to(device).float().flatten() for _, each in answers]).cpu(), sizes)
-    return [(p.view(shape), d.view(shape)) for p, d, shape in zip(positions, distances, shapes, strict=True)]
 
 
 def _columns(plan: Plan) -> list[str]:
