@@ -26,9 +26,11 @@ def base(tmp_path: Path) -> KnowledgeBase:
 def test_every_file_that_makes_a_base_is_listed_and_unchanged(base: KnowledgeBase) -> None:
     hashes = read_hashes(base.path)
     assert hashes is not None
-    assert {"manifest.json", "ledger/units.jsonl", "noise/bank.safetensors"} <= set(hashes.files)
+    assert {"manifest.json", "index/leave_one_out.safetensors", "ledger/units.jsonl", "noise/bank.safetensors"} <= set(
+        hashes.files
+    )
     assert any(name.startswith("entries.lance/data/") for name in hashes.files)
-    assert not any(name.startswith(("index/", "lock", "hashes.json")) for name in hashes.files)
+    assert not any(name.startswith(("lock", "hashes.json")) for name in hashes.files)
     assert compare_files(base.path) == []
 
 

@@ -16,6 +16,7 @@ from redi.cli.experiments import experiments_app
 from redi.cli.generate import generate
 from redi.cli.inspect import inspect
 from redi.cli.miniature import miniature_app
+from redi.cli.share import pull, push
 from redi.cli.stylize import stylize
 from redi.errors import RediError, RediWarning
 
@@ -77,7 +78,7 @@ def _options(
     pass
 
 
-for _command in (build, inspect, generate, stylize, demo):
+for _command in (build, inspect, generate, stylize, push, pull, demo):
     app.command()(_command)
 app.add_typer(miniature_app, name="miniature")
 app.add_typer(experiments_app, name="experiments")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +15,13 @@ import torch
 from torch import Tensor
 
 from redi.errors import KnowledgeBaseError
-from redi.knowledge_base import leave_one_out
+from redi.knowledge_base import leave_one_out, sharing
 from redi.knowledge_base.durable import JsonLines, writing
 from redi.knowledge_base.entries import Entry, EntryBatch, Neighbors, Refusal, VerifyReport, encode_unit, refusal_in
 from redi.knowledge_base.guard import check_links
 from redi.knowledge_base.hashes import drop_hashes
 from redi.knowledge_base.index import ExactIndex, IndexFactory
-from redi.knowledge_base.layout import TABLE, check_free
+from redi.knowledge_base.layout import REFUSED, TABLE, check_free, columns_of
 from redi.knowledge_base.ledger import BuilderLock, Ledger, UnitRecord
 from redi.knowledge_base.manifest import Manifest
 from redi.knowledge_base.noise_bank import NoiseBank
@@ -40,9 +41,9 @@ class KnowledgeBase:
     def __init__(self, path: Path, manifest: Manifest, noises: Noises, index: IndexFactory) -> None:
         self._path, self._manifest, self._noises = path, manifest, noises
         self._ledger = Ledger(path / "ledger")
-        self._refused = JsonLines(path / "refused.jsonl")
+        self._refused = JsonLines(path / REFUSED)
         self._lock = BuilderLock(path / "lock")
-        columns = _columns(manifest.plan)
+        columns = columns_of(manifest.plan)
         self._table = EntryTable(path / TABLE, manifest.kb_id, columns, manifest.size, self._ledger.version)
         self._searcher = Searcher(self._table, noises, manifest.latent_shape, index)
         self._distances: dict[int, Tensor] = {}
@@ -81,7 +82,7 @@ class KnowledgeBase:
         with BuilderLock(folder / "lock").held():
             check_free(folder)
             written = replace(manifest, noise={**manifest.noise, "sha256": noises.save(folder)})
-            table = EntryTable.create(folder / TABLE, manifest.kb_id, _columns(manifest.plan), manifest.size)
+            table = EntryTable.create(folder / TABLE, manifest.kb_id, columns_of(manifest.plan), manifest.size)
             Ledger(folder / "ledger").flushed(table.version)
             written.write(folder)
         return cls.open(folder, index=index)
@@ -97,6 +98,21 @@ class KnowledgeBase:
         check_links(folder)
         manifest = Manifest.read(folder)
         return cls(folder, manifest, Noises.load(folder, manifest), index)
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | PathLike[str], *, revision: str | None = None, index: IndexFactory = ExactIndex
+    ) -> KnowledgeBase:
+        """Open the base in a folder, or one of the Hugging Face hub, fetched once; see :func:`sharing.fetch`."""
+        return cls.open(sharing.fetch(source, revision), index=index)
+
+    def save_pretrained(self, folder: str | PathLike[str], *, value_steps: Collection[int] | None = None) -> None:
+        """Copy this base, or some of its value steps, into a new folder that is signed; see :func:`sharing.save`."""
+        sharing.save(self._path, folder, value_steps=value_steps)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Put this base on the Hugging Face hub as a dataset; options and errors as of :func:`sharing.push`."""
+        return sharing.push(self, repo_id, **options)
 
     @property
     def path(self) -> Path:
@@ -338,10 +354,6 @@ class KnowledgeBase:
             if counts.get(unit, 0) != record.rows:
                 damaged.append(f"unit {unit}: {counts.get(unit, 0)} entries in the table, {record.rows} in the ledger")
         return VerifyReport(len(self), duplicates, len(self.refused()), tuple(damaged))
-
-
-def _columns(plan: Plan) -> list[str]:
-    return [f"key_{step}" for step in plan.key_steps] + [f"value_{step}" for step in plan.value_steps]
 
 
 def _positions(rows: Tensor | Sequence[int]) -> npt.NDArray[np.int64]:

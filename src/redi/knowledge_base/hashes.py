@@ -1,8 +1,8 @@
 """Owns the list of content hashes of a base's files, signed by one hash; must not know what the files hold.
 
 ``hashes.json`` names every file with its size and SHA-256; its ``signature`` is the SHA-256 of that list and stands
-for the whole base: who has it from a place that they trust needs to trust no other. Derived files (``index/``) and
-what only a builder writes (``lock``) are not in it.
+for the whole base: who has it from a place that they trust needs to trust no other. Search indexes, which anybody may
+derive again, previews and what only a builder writes (``lock``) are not in it.
 """
 
 from __future__ import annotations
@@ -23,15 +23,17 @@ FILE_NAME = "hashes.json"
 MAX_BYTES = 1 << 27
 _VERSION = 1
 _CHUNK = 1 << 22
-_NOT_HASHED = (FILE_NAME, "lock", "README.md", ".gitattributes", ".cache", "index", "previews")
+_NOT_HASHED = (FILE_NAME, "lock", "README.md", ".gitattributes", ".cache", "previews")
+_INDEXES, _HASHED_INDEXES = "index", ("leave_one_out.safetensors",)
 
 
 @dataclass(frozen=True)
 class FileHash:
-    """Size in bytes and SHA-256 (64 hexadecimal digits) of one file."""
+    """Size in bytes and SHA-256 (64 hexadecimal digits) of one file, and the value step that alone needs it, if any."""
 
     size: int
     sha256: str
+    value_step: int | None = None
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,12 @@ class FileHashes:
     @property
     def signature(self) -> str:
         """SHA-256 of the sorted list, 64 hexadecimal digits."""
-        lines = (f"{each.sha256} {each.size} {name}\n" for name, each in sorted(self.files.items()))
+        lines = (f"{each.sha256} {each.size} {each.value_step} {name}\n" for name, each in sorted(self.files.items()))
         return sha256("".join(lines).encode()).hexdigest()
 
     def to_json(self) -> str:
         """Return the text of ``hashes.json``."""
-        listed = {name: {"size": each.size, "sha256": each.sha256} for name, each in sorted(self.files.items())}
+        listed = {name: _fields(each) for name, each in sorted(self.files.items())}
         return json.dumps({"version": _VERSION, "signature": self.signature, "files": listed}, indent=1) + "\n"
 
     @classmethod
@@ -90,30 +92,34 @@ def _name(name: str) -> str:
     return name
 
 
+def _fields(each: FileHash) -> dict[str, Any]:
+    step = {} if each.value_step is None else {"value_step": each.value_step}
+    return {"size": each.size, "sha256": each.sha256, **step}
+
+
 def _hash(name: str, fields: Any) -> FileHash:
-    size, digest = (fields.get("size"), fields.get("sha256")) if isinstance(fields, dict) else (None, None)
-    fine = type(size) is int and 0 <= size < 2**63 and isinstance(digest, str) and len(digest) == 64
-    if not fine or not set(str(digest)) <= set("0123456789abcdef"):
+    if not isinstance(fields, dict):
         raise ValueError(f"the hash of {shortened(name)}")
-    return FileHash(int(str(size)), str(digest))
+    size, digest, step = fields.get("size"), fields.get("sha256"), fields.get("value_step")
+    if type(size) is not int or not 0 <= size < 2**63 or (step is not None and type(step) is not int):
+        raise ValueError(f"the size or value step of {shortened(name)}")
+    if not isinstance(digest, str) or len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
+        raise ValueError(f"the hash of {shortened(name)}")
+    return FileHash(size, digest, step)
 
 
-def hash_files(folder: Path) -> FileHashes:
-    """Read every file of a base and return its hashes.
-
-    Raises:
-        KnowledgeBaseError: A file cannot be read.
-    """
-    return FileHashes({name: _hash_of(folder / name) for name in sorted(_names(folder))})
-
-
-def write_hashes(folder: Path) -> FileHashes:
+def write_hashes(folder: Path, value_steps: Mapping[str, int] | None = None) -> FileHashes:
     """Write ``hashes.json`` of a base that nobody is writing to, and return it.
+
+    Args:
+        folder: Of the base; every file in it is read.
+        value_steps: By file name, the value step that alone needs the file.
 
     Raises:
         KnowledgeBaseError: A file cannot be read, or the disk is full.
     """
-    found = hash_files(folder)
+    steps = value_steps or {}
+    found = FileHashes({name: _hash_of(folder / name, steps.get(name)) for name in sorted(_names(folder))})
     replace_file(folder / FILE_NAME, found.to_json().encode())
     return found
 
@@ -152,28 +158,36 @@ def compare_files(folder: Path) -> list[str]:
     known = read_hashes(folder)
     if known is None:
         return []
+    found = differing_files(folder, known.files)
+    return found + [f"{name} is not in {FILE_NAME}" for name in sorted(set(_names(folder)) - set(known.files))]
+
+
+def differing_files(folder: Path, files: Mapping[str, FileHash]) -> list[str]:
+    """Read these files; return a sentence for each that is missing or changed."""
     found = []
-    for name, expected in sorted(known.files.items()):
+    for name, expected in sorted(files.items()):
         path = folder / name
         if not path.is_file():
             found.append(f"{name} is missing")
         elif path.stat().st_size != expected.size:
             found.append(f"{name} has {path.stat().st_size} bytes, not {expected.size}")
-        elif _hash_of(path) != expected:
+        elif _hash_of(path, expected.value_step) != expected:
             found.append(f"{name} was changed: it is not the file whose hash is in {FILE_NAME}")
-    return found + [f"{name} is not in {FILE_NAME}" for name in sorted(set(_names(folder)) - set(known.files))]
+    return found
 
 
 def _names(folder: Path) -> Iterator[str]:
     for place, folders, files in os.walk(folder):
         top = Path(place) == folder
         folders[:] = [each for each in folders if not (top and each in _NOT_HASHED)]
-        for file in files:
+        if Path(place) == folder / _INDEXES:
+            folders.clear()
+        for file in files if Path(place) != folder / _INDEXES else set(files) & set(_HASHED_INDEXES):
             if not (top and (file in _NOT_HASHED or file.endswith(".torn"))):
                 yield (Path(place) / file).relative_to(folder).as_posix()
 
 
-def _hash_of(path: Path) -> FileHash:
+def _hash_of(path: Path, value_step: int | None = None) -> FileHash:
     digest, size = sha256(), 0
     try:
         with open(path, "rb") as file:
@@ -182,4 +196,4 @@ def _hash_of(path: Path) -> FileHash:
                 size += len(part)
     except OSError as error:
         raise KnowledgeBaseError(f"cannot read {path}: {error}", expected="a file of the base") from error
-    return FileHash(size, digest.hexdigest())
+    return FileHash(size, digest.hexdigest(), value_step)

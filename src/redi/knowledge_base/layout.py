@@ -7,8 +7,15 @@ from pathlib import Path
 from redi.errors import KnowledgeBaseError
 from redi.knowledge_base.ledger import Ledger
 from redi.knowledge_base.manifest import FILE_NAME
+from redi.plan import Plan
 
 TABLE = "entries.lance"
+REFUSED = "refused.jsonl"
+
+
+def columns_of(plan: Plan) -> list[str]:
+    """Return the names of the table's latent columns."""
+    return [f"key_{step}" for step in plan.key_steps] + [f"value_{step}" for step in plan.value_steps]
 
 
 def check_free(folder: Path) -> None:

@@ -373,6 +373,24 @@ class EntryTable:
                 )
         return taken
 
+    def batches(self, columns: Sequence[str], size: int) -> Iterator[Any]:
+        """Yield every row in order, as record batches of these columns and about ``size`` bytes.
+
+        Raises:
+            KnowledgeBaseError: The table is damaged.
+        """
+        step = max(1, size // (2 * self._size * max(1, len(columns))))
+        with reading(self.path):
+            check_count(self._dataset, self.path)
+            yield from self._dataset.scanner(columns=list(columns), batch_size=step, scan_in_order=True).to_batches()
+
+    def columns_by_file(self) -> dict[str, list[str]]:
+        """Return which columns each data file holds."""
+        with reading(self.path):
+            names = {field.id(): field.name() for field in self._dataset.lance_schema.fields()}
+            files = [file for fragment in self._dataset.get_fragments() for file in fragment.metadata.files]
+        return {file.path: [names[each] for each in file.fields if each in names] for file in files}
+
     def problems(self) -> Iterator[str]:
         """Read every row again and say what is wrong with it: unreadable, wrong checksum, not finite, foreign."""
         position = 0
