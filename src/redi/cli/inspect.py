@@ -78,6 +78,7 @@ def _facts(base: KnowledgeBase) -> dict[str, Any]:
         "entries": f"{len(base)}" + (f" of {asked} prompts" if asked else ""),
         "refused": len(base.refused()),
         "size": f"{size / 1e6:.1f} MB",
+        "bytes an entry": _bytes_of_entries(base, size),
         "model": information.get("model"),
         "pipeline": identity.get("pipeline"),
         "dtype": identity.get("dtype"),
@@ -92,6 +93,16 @@ def _facts(base: KnowledgeBase) -> dict[str, Any]:
         "built with": manifest.library_versions,
         "signature": hashes.signature if hashes else "none: not saved or downloaded since it was built",
     }
+
+
+def _bytes_of_entries(base: KnowledgeBase, size: int) -> dict[str, str]:
+    """Return what each latent of an entry takes, and what the whole folder takes for each entry."""
+    from redi.knowledge_base.layout import columns_of
+
+    columns = columns_of(base.manifest)
+    each = {name.replace("_", " after step "): columns.codec(name) for name in columns.names}
+    told = {name: f"{codec.width(columns.size)} ({codec.name})" for name, codec in each.items()}
+    return {**told, "folder": f"{size / len(base):.0f}" if len(base) else "no entries yet"}
 
 
 def _object(fields: dict[str, Any], name: str) -> dict[str, Any]:

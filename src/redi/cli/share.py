@@ -11,6 +11,8 @@ import typer
 from redi.cli import options
 from redi.errors import InputError
 
+CODECS = ("float16", "int8", "nf4")
+
 
 def push(
     kb: Annotated[Path, typer.Argument(help="Folder of the knowledge base.", metavar="FOLDER")],
@@ -50,8 +52,16 @@ def pull(
         str | None,
         typer.Option(help="Value steps to keep.  [default: all]", metavar="N,N,...", callback=options.checked_steps),
     ] = None,
+    values: Annotated[
+        str | None,
+        typer.Option(
+            help="Keep values in 16, 8 or 4 bits; keys stay as they are.  [default: as they are]",
+            metavar="|".join(CODECS),
+            callback=options.one_of(CODECS),
+        ),
+    ] = None,
 ) -> None:
-    """Copy a knowledge base, from the Hugging Face hub or from a folder, whole or with fewer value steps.
+    """Copy a knowledge base, from the Hugging Face hub or from a folder, whole, with fewer value steps or fewer bits.
 
     Of a base on the hub only the files of the value steps asked for are fetched. Every file is compared with
     hashes.json where there is one, every row is checked, and the copy gets a hashes.json of its own.
@@ -60,11 +70,12 @@ def pull(
     Example:
       redi pull me/my-base my-base --value-step 40
       redi pull my-base /backup/my-base
+      redi pull my-base smaller --values int8
     """
     from redi.knowledge_base import sharing
 
     steps = options.steps(value_step) if value_step else None
-    hashes = sharing.save(source, folder, revision=revision, value_steps=steps)
+    hashes = sharing.save(source, folder, revision=revision, value_steps=steps, values=values)
     size = sum(file.size for file in hashes.files.values())
     typer.echo(f"{folder}: {size / 1e6:.1f} MB in {len(hashes.files)} files, signature {hashes.signature}")
 

@@ -43,8 +43,7 @@ class KnowledgeBase:
         self._ledger = Ledger(path / "ledger")
         self._refused = JsonLines(path / REFUSED)
         self._lock = BuilderLock(path / "lock")
-        columns = columns_of(manifest.plan)
-        self._table = EntryTable(path / TABLE, manifest.kb_id, columns, manifest.size, self._ledger.version)
+        self._table = EntryTable(path / TABLE, manifest.kb_id, columns_of(manifest), self._ledger.version)
         self._searcher = Searcher(self._table, noises, manifest.latent_shape, index)
         self._distances: dict[int, Tensor] = {}
 
@@ -64,8 +63,8 @@ class KnowledgeBase:
             path: The folder.
             manifest: What the base is built with; checksums of the noise files are added to its ``noise``.
             noise_bank: The M noises (M=0 for independent noise).
-            references: By key step, (M, *shape) float32: a typical latent of each noise at that step (for
-                instance of the empty prompt). A missing step counts as zero.
+            references: By step, (M, *shape) float32: a typical latent of each noise at that step (for instance of
+                the empty prompt), for keys and for values of fewer bits. A missing step counts as zero.
             index: Makes an :class:`Index` of (n, d) keys.
 
         Raises:
@@ -73,7 +72,7 @@ class KnowledgeBase:
         """
         folder = Path(path)
         zero = torch.zeros_like(noise_bank.latents)
-        filled = {step: references.get(step, zero).detach().float().cpu() for step in manifest.plan.key_steps}
+        filled = {step: references.get(step, zero).detach().float().cpu() for step in manifest.referenced_steps}
         noises = Noises(noise_bank, {**references, **filled})
         noises.check(manifest)
         check_free(folder)
@@ -81,8 +80,8 @@ class KnowledgeBase:
             folder.mkdir(parents=True, exist_ok=True)
         with BuilderLock(folder / "lock").held():
             check_free(folder)
-            written = replace(manifest, noise={**manifest.noise, "sha256": noises.save(folder)})
-            table = EntryTable.create(folder / TABLE, manifest.kb_id, columns_of(manifest.plan), manifest.size)
+            written = replace(manifest, noise={**manifest.noise, "sha256": noises.save(folder, manifest)})
+            table = EntryTable.create(folder / TABLE, manifest.kb_id, columns_of(manifest))
             Ledger(folder / "ledger").flushed(table.version)
             written.write(folder)
         return cls.open(folder, index=index)
@@ -106,9 +105,15 @@ class KnowledgeBase:
         """Open the base in a folder, or one of the Hugging Face hub, fetched once; see :func:`sharing.fetch`."""
         return cls.open(sharing.fetch(source, revision), index=index)
 
-    def save_pretrained(self, folder: str | PathLike[str], *, value_steps: Collection[int] | None = None) -> None:
-        """Copy this base, or some of its value steps, into a new folder that is signed; see :func:`sharing.save`."""
-        sharing.save(self._path, folder, value_steps=value_steps)
+    def save_pretrained(
+        self,
+        folder: str | PathLike[str],
+        *,
+        value_steps: Collection[int] | None = None,
+        values: str | None = None,
+    ) -> None:
+        """Copy this base, whole, with fewer value steps or fewer bits, into a new folder; see :func:`sharing.save`."""
+        sharing.save(self._path, folder, value_steps=value_steps, values=values)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Put this base on the Hugging Face hub as a dataset; options and errors as of :func:`sharing.push`."""
@@ -306,17 +311,20 @@ class KnowledgeBase:
             KnowledgeBaseError: A row does not exist or is damaged.
         """
         self.plan.choose(value_step=value_step)
-        return self._read(rows, f"value_{value_step}")[0].to(device or "cpu")
+        (offsets,) = self._read(rows, f"value_{value_step}")
+        return self._referred(offsets, rows, value_step).to(device or "cpu")
 
     def pairs(self, rows: Tensor | Sequence[int], key_step: int, value_step: int) -> tuple[Tensor, Tensor]:
         """Return :meth:`keys` and :meth:`values` of rows on the CPU, read at once; errors as theirs."""
         self.plan.choose(key_step, value_step)
         offsets, values = self._read(rows, f"key_{key_step}", f"value_{value_step}")
-        return self._referred(offsets, rows, key_step), values
+        return self._referred(offsets, rows, key_step), self._referred(values, rows, value_step)
 
-    def _referred(self, offsets: Tensor, rows: Tensor | Sequence[int], key_step: int) -> Tensor:
+    def _referred(self, offsets: Tensor, rows: Tensor | Sequence[int], step: int) -> Tensor:
+        if step not in self._manifest.referenced_steps:
+            return offsets
         noise_ids = torch.from_numpy(self._table.directory.noise_id[_positions(rows)].astype(np.int64))
-        return offsets + self._noises.reference(key_step, noise_ids)
+        return offsets + self._noises.reference(step, noise_ids)
 
     def _read(self, rows: Tensor | Sequence[int], *columns: str) -> list[Tensor]:
         shape = (-1, *self._manifest.latent_shape)

@@ -106,11 +106,12 @@ def encode_unit(unit: int, batch: EntryBatch, manifest: Manifest, noises: Noises
     count = len(batch.prompts)
     _check_batch(batch, count, manifest)
     latents: dict[str, Any] = {}
-    for step in manifest.plan.key_steps:
-        offset = noises.reference(step, torch.tensor(list(batch.noise_ids), dtype=torch.int64))
-        latents[f"key_{step}"] = batch.keys[step].detach().cpu().float() - offset
-    for step in manifest.plan.value_steps:
-        latents[f"value_{step}"] = batch.values[step].detach().cpu().float()
+    ids = torch.tensor(list(batch.noise_ids), dtype=torch.int64)
+    for kind, given in (("key", batch.keys), ("value", batch.values)):
+        for step, tensor in given.items():
+            wide = tensor.detach().cpu().float()
+            referenced = step in manifest.referenced_steps
+            latents[f"{kind}_{step}"] = wide - noises.reference(step, ids) if referenced else wide
     reasons: dict[int, str] = {}
     for column, tensor in latents.items():
         half = tensor.half().reshape(count, -1).numpy()

@@ -5,17 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from redi.errors import KnowledgeBaseError
+from redi.knowledge_base.codec import CODECS, Columns
 from redi.knowledge_base.ledger import Ledger
-from redi.knowledge_base.manifest import FILE_NAME
-from redi.plan import Plan
+from redi.knowledge_base.manifest import FILE_NAME, Manifest
 
 TABLE = "entries.lance"
 REFUSED = "refused.jsonl"
 
 
-def columns_of(plan: Plan) -> list[str]:
-    """Return the names of the table's latent columns."""
-    return [f"key_{step}" for step in plan.key_steps] + [f"value_{step}" for step in plan.value_steps]
+def columns_of(manifest: Manifest) -> Columns:
+    """Return the table's latent columns."""
+    plan = manifest.plan
+    names = (*(f"key_{step}" for step in plan.key_steps), *(f"value_{step}" for step in plan.value_steps))
+    return Columns(names, manifest.size, CODECS[manifest.values])
 
 
 def check_free(folder: Path) -> None:

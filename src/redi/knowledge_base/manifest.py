@@ -12,6 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 from redi.errors import KnowledgeBaseError, PlanError
+from redi.knowledge_base.codec import CODECS, FLOAT16
 from redi.knowledge_base.durable import replace_file
 from redi.knowledge_base.guard import check_depth, read_file, shortened
 from redi.plan import Plan
@@ -43,6 +44,7 @@ class Manifest:
         latent_shape: Shape of one latent, without the batch axis; ``(c, h, w)`` for images.
         noise: ``{"kind": "shared" | "independent", "seeds": [...]}``; seeds of the noise bank in order.
         library_versions: Versions that wrote the base, for information only.
+        values: How values are kept: "float16", or a codec of fewer bits (then as differences to a reference).
         kb_id: 32 hexadecimal digits; by default a new one.
         created: ISO 8601 time; by default now.
         format_version: Version of the folder's format.
@@ -59,6 +61,7 @@ class Manifest:
     kb_id: str = field(default_factory=lambda: uuid4().hex)
     created: str = field(default_factory=_now)
     format_version: int = FORMAT_VERSION
+    values: str = FLOAT16.name
 
     def __post_init__(self) -> None:
         if type(self.format_version) is not int or self.format_version != FORMAT_VERSION:
@@ -84,6 +87,8 @@ class Manifest:
         if not _is_hex_id(self.kb_id):
             _bad(f"manifest: kb_id {shortened(self.kb_id)}", "32 hexadecimal digits")
         self._check_created()
+        if not isinstance(self.values, str) or self.values not in CODECS:
+            _bad(f"manifest: values {shortened(self.values)}", f"one of {', '.join(CODECS)}")
         for name in ("identity", "noise", "library_versions"):
             object.__setattr__(self, name, _plain_json(name, getattr(self, name)))
         self._check_noise()
@@ -106,6 +111,12 @@ class Manifest:
             _bad("manifest: shared noise without seeds", "at least one seed")
 
     @property
+    def referenced_steps(self) -> tuple[int, ...]:
+        """Steps whose latents are stored as differences to a reference of their noise."""
+        fewer_bits = self.values != FLOAT16.name
+        return (*self.plan.key_steps, *(self.plan.value_steps if fewer_bits else ()))
+
+    @property
     def size(self) -> int:
         """Numbers in one latent (``d``)."""
         return math.prod(self.latent_shape)
@@ -118,6 +129,7 @@ class Manifest:
             "created": self.created,
             "plan": self.plan.to_dict(),
             "latent_shape": list(self.latent_shape),
+            "values": self.values,
             "noise": self.noise,
             "identity": self.identity,
             "library_versions": self.library_versions,
@@ -159,7 +171,8 @@ class Manifest:
             plan = Plan.from_dict(fields["plan"])
         except PlanError as error:
             raise KnowledgeBaseError(f"manifest: {str(error)[:400]}", expected="a plan that redi wrote") from error
-        return cls(plan=plan, **{name: fields[name] for name in names if name != "plan"})
+        values = fields.get("values", FLOAT16.name)  # bases from before codecs do not say
+        return cls(plan=plan, values=values, **{name: fields[name] for name in names if name != "plan"})
 
     def write(self, folder: Path) -> None:
         """Write ``manifest.json`` into ``folder``, whole or not at all, and flush it to the disk.

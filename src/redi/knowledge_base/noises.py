@@ -23,17 +23,22 @@ _HEADER_BYTES = 1 << 20
 
 @dataclass(frozen=True, eq=False)
 class Noises:
-    """A noise bank (M noises) and, by key step, a reference latent of each noise: (M, *shape) float32.
+    """A noise bank (M noises) and, by step, a reference latent of each noise: (M, *shape) float32.
 
-    Keys are stored as differences to the reference, which float16 resolves where it would drown them in x itself.
+    Keys are stored as differences to the reference, which float16 resolves where it would drown them in x itself; so
+    are values that are kept in fewer bits.
     """
 
     bank: NoiseBank
     references: Mapping[int, Tensor]
 
-    def reference(self, key_step: int, noise_ids: Tensor) -> Tensor:
-        """Return (n, *shape) float32 for (n,) int64 noise ids; zero for independent noise (-1)."""
-        reference = self.references[key_step]
+    def reference(self, step: int, noise_ids: Tensor) -> Tensor:
+        """Return (n, *shape) float32 for (n,) int64 noise ids; zero for independent noise (-1).
+
+        Raises:
+            KnowledgeBaseError: The bank does not hold a noise.
+        """
+        reference = self.references.get(step, torch.zeros_like(self.bank.latents))
         if noise_ids.numel() and not -1 <= int(noise_ids.min()) <= int(noise_ids.max()) < len(self.bank):
             raise KnowledgeBaseError(
                 f"entries that name noises {int(noise_ids.min())} to {int(noise_ids.max())}",
@@ -48,7 +53,7 @@ class Noises:
 
         Raises:
             KnowledgeBaseError: Seeds or shapes differ, or a reference is missing or not finite.
-            PlanError: There is a reference of a step that is no key step.
+            PlanError: There is a reference of a step whose latents are not stored as differences.
         """
         shape = (len(manifest.noise["seeds"]), *manifest.latent_shape)
         if list(self.bank.seeds) != manifest.noise["seeds"] or tuple(self.bank.latents.shape) != shape:
@@ -58,10 +63,10 @@ class Noises:
             )
         if not bool(self.bank.latents.isfinite().all()):
             raise KnowledgeBaseError("a noise bank with NaN or infinity", expected="finite noises")
-        unknown = sorted(set(self.references) - set(manifest.plan.key_steps))
+        unknown = sorted(set(self.references) - set(manifest.referenced_steps))
         if unknown:
             raise PlanError(f"references of steps {unknown}", expected=f"key steps {manifest.plan.key_steps}")
-        for step in manifest.plan.key_steps:
+        for step in manifest.referenced_steps:
             reference = self.references.get(step)
             if reference is None or tuple(reference.shape) != shape or not bool(reference.isfinite().all()):
                 got = "none" if reference is None else f"{reference.dtype} of shape {tuple(reference.shape)}"
@@ -71,14 +76,14 @@ class Noises:
             if reference.dtype != torch.float32:
                 raise KnowledgeBaseError(f"reference latents of {reference.dtype}", expected="float32")
 
-    def save(self, folder: Path) -> dict[str, str]:
+    def save(self, folder: Path, manifest: Manifest) -> dict[str, str]:
         """Write ``noise/`` below ``folder`` and return the checksums for the manifest.
 
         Raises:
             KnowledgeBaseError: The disk is full or not writable.
         """
         bank = self.bank.to_bytes()
-        references = pack_tensors({f"key_{step}": tensor for step, tensor in self.references.items()})
+        references = pack_tensors({name: self.references[step] for name, step in _names(manifest).items()})
         with writing(folder):
             (folder / "noise").mkdir(parents=True, exist_ok=True)
         replace_file(folder / _BANK, bank)
@@ -92,12 +97,12 @@ class Noises:
         Raises:
             KnowledgeBaseError: A file is missing or is not the one that the base was built with.
         """
-        shape, counts = manifest.latent_shape, (1, len(manifest.plan.key_steps))
+        shape, counts = manifest.latent_shape, (1, len(manifest.referenced_steps))
         limits = [4 * len(manifest.noise["seeds"]) * math.prod(shape) * count + _HEADER_BYTES for count in counts]
         bank_file, references_file = folder / _BANK, folder / _REFERENCES
         bank = _checked(bank_file, limits[0], manifest, "bank")
         found = unpack_tensors(_checked(references_file, limits[1], manifest, "references"), references_file)
-        names = {f"key_{step}": step for step in manifest.plan.key_steps}
+        names = _names(manifest)
         if set(found) != set(names):
             raise KnowledgeBaseError(
                 f"{references_file} holds {shortened(sorted(found))}", expected=", ".join(sorted(names))
@@ -106,6 +111,12 @@ class Noises:
         noises = cls(NoiseBank.from_bytes(bank, bank_file, manifest.noise["seeds"]), references)
         noises.check(manifest)
         return noises
+
+
+def _names(manifest: Manifest) -> dict[str, int]:
+    """Return the steps of references by their names in the file."""
+    keys = manifest.plan.key_steps
+    return {f"{'key' if step in keys else 'value'}_{step}": step for step in manifest.referenced_steps}
 
 
 def _checked(path: Path, limit: int, manifest: Manifest, name: str) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+
+from redi.knowledge_base.codec import FLOAT16, Codec, Columns
 
 METADATA = ("entry_id", "unit", "slot", "prompt", "noise_id", "seed", "crc")
 
@@ -32,7 +34,7 @@ class TableRows:
     latents: Mapping[str, npt.NDArray[np.float16]]
 
 
-def schema_of(columns: Sequence[str], size: int) -> Any:
+def schema_of(columns: Columns) -> Any:
     """Return the Arrow schema of a table with these latent columns."""
     fields = [
         pa.field("entry_id", pa.binary(16), nullable=False),
@@ -43,16 +45,19 @@ def schema_of(columns: Sequence[str], size: int) -> Any:
         pa.field("seed", pa.uint64(), nullable=False),
         pa.field("crc", pa.uint32(), nullable=False),
     ]
-    for column in columns:
-        fields.append(pa.field(column, pa.list_(pa.float16(), size), nullable=False))
+    for column in columns.names:
+        codec = columns.codec(column)
+        numbers = pa.list_(pa.float16(), columns.size)
+        kept = numbers if codec == FLOAT16 else pa.list_(pa.uint8(), codec.width(columns.size))
+        fields.append(pa.field(column, kept, nullable=False))
         fields.append(pa.field(f"{column}_crc", pa.uint32(), nullable=False))
     return pa.schema(fields)
 
 
-def encode(rows: TableRows, kb_id: str, size: int) -> Any:
+def encode(rows: TableRows, kb_id: str, columns: Columns) -> Any:
     """Return the Arrow table of these rows, checksums included."""
     count = len(rows.slots)
-    columns: list[Any] = [
+    arrays: list[Any] = [
         pa.array([entry_id(kb_id, rows.unit, slot) for slot in rows.slots], pa.binary(16)),
         pa.array([rows.unit] * count, pa.int64()),
         pa.array(rows.slots, pa.int32()),
@@ -61,14 +66,20 @@ def encode(rows: TableRows, kb_id: str, size: int) -> Any:
         pa.array(rows.seeds, pa.uint64()),
         pa.array(map(row_crc, rows.prompts, rows.noise_ids, rows.seeds), pa.uint32()),
     ]
-    for column in rows.latents:
-        latents = np.ascontiguousarray(rows.latents[column], dtype=np.float16)
-        columns.append(pa.FixedSizeListArray.from_arrays(pa.array(latents.reshape(-1)), size))
-        columns.append(pa.array(crcs(latents), pa.uint32()))
-    return pa.Table.from_arrays(columns, schema=schema_of(tuple(rows.latents), size))
+    for column in columns.names:
+        arrays += latent_arrays(rows.latents[column], columns.codec(column))
+    return pa.Table.from_arrays(arrays, schema=schema_of(columns))
 
 
-def problems_in(batch: Any, start: int, kb_id: str, columns: Sequence[str], size: int) -> Iterator[str]:
+def latent_arrays(latents: npt.NDArray[np.float16], codec: Codec) -> list[Any]:
+    """Return the Arrow array of (n, d) latents and that of their checksums."""
+    half = np.ascontiguousarray(latents, dtype=np.float16)
+    kept = half if codec == FLOAT16 else codec.encode(half)
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(kept.reshape(-1)), kept.shape[1])
+    return [lists, pa.array(crcs(kept), pa.uint32())]
+
+
+def problems_in(batch: Any, start: int, kb_id: str, columns: Columns) -> Iterator[str]:
     """Say what is wrong with the rows of one record batch, the first of which is row ``start``."""
     empty = [name for name in batch.schema.names if batch[name].null_count]
     if empty:
@@ -80,31 +91,41 @@ def problems_in(batch: Any, start: int, kb_id: str, columns: Sequence[str], size
             yield f"row {row}: belongs to another knowledge base"
         if record["crc"] != row_crc(record["prompt"], record["noise_id"], record["seed"]):
             yield f"row {row}: prompt, noise or seed does not match its checksum"
-    for column in columns:
-        latents = decode(batch[column], size)
-        if latents.shape != (batch.num_rows, size):
+    for column in columns.names:
+        latents, sums = decode(batch[column], column, columns)
+        if latents.shape != (batch.num_rows, columns.size):
             yield f"rows {start} to {start + batch.num_rows - 1}: {column} has shape {latents.shape}"
             continue
-        wrong = crcs(latents) != batch[f"{column}_crc"].to_numpy()
+        wrong = sums != batch[f"{column}_crc"].to_numpy()
         for row in np.flatnonzero(wrong).tolist():
             yield f"row {start + row}: {column} does not match its checksum"
         for row in np.flatnonzero(~finite_rows(latents)).tolist():
             yield f"row {start + row}: {column} is not finite"
 
 
-def decode(column: Any, size: int) -> npt.NDArray[np.float16]:
-    """Return (n, d) float16 of an Arrow column of lists."""
+def decode(column: Any, name: str, columns: Columns) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.uint32]]:
+    """Return (n, d) float16 of an Arrow column of lists, and the checksums (n,) of what was kept."""
+    codec = columns.codec(name)
+    if codec == FLOAT16:
+        half = np.asarray(_lists(column, columns.size, np.float16), dtype=np.float16)
+        return half, crcs(half)
+    payload = np.asarray(_lists(column, codec.width(columns.size), np.uint8), dtype=np.uint8)
+    return codec.decode(payload, columns.size), crcs(payload)
+
+
+def _lists(column: Any, width: int, dtype: type[np.generic]) -> npt.NDArray[Any]:
+    """Return (n, width) of an Arrow column of lists."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     chunks = array.chunks if isinstance(array, pa.ChunkedArray) else [array]
-    parts = [chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, size) for chunk in chunks]
+    parts = [chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, width) for chunk in chunks]
     if not parts:
-        return np.empty((0, size), dtype=np.float16)
+        return np.empty((0, width), dtype=dtype)
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def crcs(latents: npt.NDArray[np.float16]) -> npt.NDArray[np.uint32]:
-    """Return CRC-32 of each row's little-endian bytes: (n, d) float16 to (n,) uint32."""
-    rows = np.ascontiguousarray(latents, dtype="<f2")
+def crcs(kept: npt.NDArray[np.float16] | npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
+    """Return CRC-32 of each row's little-endian bytes: (n, d) float16 or uint8 to (n,) uint32."""
+    rows = np.ascontiguousarray(kept, dtype=kept.dtype.newbyteorder("<"))
     return np.array([zlib.crc32(row) for row in rows], dtype=np.uint32)
 
 

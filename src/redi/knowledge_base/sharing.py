@@ -54,6 +54,7 @@ def save(
     *,
     revision: str | None = None,
     value_steps: Collection[int] | None = None,
+    values: str | None = None,
 ) -> FileHashes:
     """Copy a base, from a folder or from the hub, into a new folder; of a hub's, fetch only the value steps asked for.
 
@@ -64,19 +65,20 @@ def save(
         target: A new or empty folder.
         revision: Branch, tag or commit of the hub's dataset.
         value_steps: Which value steps to keep; all by default.
+        values: Name of the codec to keep values with: "float16", "int8" or "nf4"; by default as they are.
 
     Returns:
         The hashes of the copy.
 
     Raises:
         PlanError: A value step is not recorded.
-        InputError: The source is no folder and no hub id, or the hub does not give it.
+        InputError: The source is no folder and no hub id, the hub does not give it, or there is no such codec.
         KnowledgeBaseError: A file was changed, the base is damaged, or the target is not free.
     """
     if Path(source).is_dir() or value_steps is None:
         folder = fetch(source, revision)
         _refuse(compare_files(folder), folder)
-        return copy_base(folder, Path(target), value_steps)
+        return copy_base(folder, Path(target), value_steps, values)
     repo_id = _hub_id(source)
     folder, known = _first_files(repo_id, revision)
     wanted = {name: each for name, each in known.files.items() if each.value_step in (None, *value_steps)}
@@ -85,7 +87,7 @@ def save(
     with _hub(f"cannot fetch {repo_id}"):
         snapshot_download(repo_id, repo_type="dataset", revision=folder.name, allow_patterns=sorted(wanted))
     _refuse(differing_files(folder, wanted), folder)
-    return copy_base(folder, Path(target), value_steps)
+    return copy_base(folder, Path(target), value_steps, values)
 
 
 def _first_files(repo_id: str, revision: str | None) -> tuple[Path, FileHashes]:

@@ -15,10 +15,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from redi.errors import KnowledgeBaseError
+from redi.knowledge_base.codec import Columns
 from redi.knowledge_base.durable import fsync_file, writing
 from redi.knowledge_base.rows import (
     TableRows,
-    crcs,
     decode,
     encode,
     entry_id,
@@ -51,23 +51,22 @@ class EntryTable:
     Args:
         path: Folder of the table.
         kb_id: Id of the knowledge base; enters every entry's id, so that a foreign row shows.
-        columns: Names of the latent columns (``key_10``, ``value_40``, ...).
-        size: Numbers in one latent (d).
+        columns: The latent columns.
         version: Table version to fall back to when the newest one was torn by a power loss (0: none).
     """
 
-    def __init__(self, path: Path, kb_id: str, columns: Sequence[str], size: int, version: int = 0) -> None:
-        self.path, self._kb_id, self._columns, self._size = path, kb_id, tuple(columns), size
+    def __init__(self, path: Path, kb_id: str, columns: Columns, version: int = 0) -> None:
+        self.path, self.kb_id, self._columns, self._size = path, kb_id, columns, columns.size
         self._synced: set[str] = set()
         self._new_folder = not (path / "data").is_dir()
         self._dataset = self._open(version)
         with reading(self.path):
-            check_form(self._dataset, self.path, schema_of(self._columns, self._size))
+            check_form(self._dataset, self.path, schema_of(self._columns))
         self._directory: Directory | None = None
         self._units: dict[int, int] | None = None
 
     @classmethod
-    def create(cls, path: Path, kb_id: str, columns: Sequence[str], size: int) -> EntryTable:
+    def create(cls, path: Path, kb_id: str, columns: Columns) -> EntryTable:
         """Write an empty table.
 
         Raises:
@@ -75,10 +74,8 @@ class EntryTable:
         """
         mode = "overwrite" if path.exists() else "create"
         with writing(path):
-            lance.write_dataset(
-                schema_of(columns, size).empty_table(), str(path), mode=mode, data_storage_version="2.2"
-            )
-            table = cls(path, kb_id, columns, size)
+            lance.write_dataset(schema_of(columns).empty_table(), str(path), mode=mode, data_storage_version="2.2")
+            table = cls(path, kb_id, columns)
             table.sync(everything=True)
         return table
 
@@ -154,7 +151,7 @@ class EntryTable:
         if rows.unit in self.rows_by_unit():
             self.sync()
             return False
-        data = encode(rows, self._kb_id, self._size)
+        data = encode(rows, self.kb_id, self._columns)
         before = self._data_files()
         try:
             with writing(self.path):
@@ -258,7 +255,7 @@ class EntryTable:
         for unit in found:
             rows = np.flatnonzero(self.directory.unit == unit)
             self.metadata(rows)
-            self.latents(rows, *self._columns)
+            self.latents(rows, *self._columns.names)
         return found
 
     def compact(self, *, least: int | None = None) -> bool:
@@ -309,8 +306,8 @@ class EntryTable:
         return found
 
     def _checked(self, taken: Any, column: str, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float16]:
-        latents = decode(taken[column], self._size)
-        bad = np.flatnonzero(crcs(latents) != taken[f"{column}_crc"].to_numpy())
+        latents, sums = decode(taken[column], column, self._columns)
+        bad = np.flatnonzero(sums != taken[f"{column}_crc"].to_numpy())
         if bad.size:
             raise KnowledgeBaseError(
                 f"{self.path}: {column} of row {rows[bad[0]]} does not match its checksum",
@@ -365,10 +362,10 @@ class EntryTable:
                 raise KnowledgeBaseError(f"{self.path} changed while it was open", fix="open the knowledge base again")
         ids = zip(taken["entry_id"].to_pylist(), taken["unit"].to_pylist(), taken["slot"].to_pylist(), strict=True)
         for row, (found, unit, slot) in zip(wanted.tolist(), ids, strict=True):
-            if found != entry_id(self._kb_id, unit, slot):
+            if found != entry_id(self.kb_id, unit, slot):
                 raise KnowledgeBaseError(
                     f"{self.path}: row {row} belongs to another knowledge base",
-                    expected=f"entries of {self._kb_id}",
+                    expected=f"entries of {self.kb_id}",
                     fix="restore the table that belongs to this manifest, or build it again",
                 )
         return taken
@@ -394,13 +391,13 @@ class EntryTable:
     def problems(self) -> Iterator[str]:
         """Read every row again and say what is wrong with it: unreadable, wrong checksum, not finite, foreign."""
         position = 0
-        step = max(1, _READ_BYTES // (2 * self._size * max(1, len(self._columns))))
+        step = max(1, _READ_BYTES // (2 * self._size * max(1, len(self._columns.names))))
         for fragment in self._dataset.get_fragments():
             count = fragment.count_rows()
             read = 0
             try:
                 for batch in fragment.to_batches(batch_size=step):
-                    yield from problems_in(batch, position + read, self._kb_id, self._columns, self._size)
+                    yield from problems_in(batch, position + read, self.kb_id, self._columns)
                     read += batch.num_rows
                 if read != count:
                     yield f"rows {position} to {position + count - 1}: only {read} of {count} can be read"
