@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import lance
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given
@@ -16,6 +18,7 @@ from redi.cli.app import app
 from redi.errors import InputError, KnowledgeBaseError
 from redi.knowledge_base import KnowledgeBase, compare_files
 from redi.knowledge_base.codec import CODECS
+from redi.knowledge_base.rows import crcs
 from small_base import ROWS, SHAPE, filled, unit_batch
 
 BITS = {"float16": 16, "int8": 8.25, "nf4": 4.5}
@@ -142,6 +145,21 @@ def test_one_damaged_byte_of_it_is_noticed(small: KnowledgeBase, tmp_path: Path)
     assert damaged.verify().damaged == ("row 5: value_7 does not match its checksum",)
     with pytest.raises(KnowledgeBaseError, match="value_7 of row 5"):
         damaged.values([5], 7)
+
+
+def test_a_scale_that_is_no_number_is_never_served(small: KnowledgeBase, tmp_path: Path) -> None:
+    """As a stranger would write it, with a checksum that fits."""
+    small.save_pretrained(tmp_path / "nan")
+    table = lance.dataset(str(tmp_path / "nan/entries.lance")).to_table()
+    payload = np.full((table.num_rows, CODECS[small.manifest.values].width(64)), 0xFF, dtype=np.uint8)
+    for name, array in (
+        ("value_7", pa.FixedSizeListArray.from_arrays(pa.array(payload.reshape(-1)), payload.shape[1])),
+        ("value_7_crc", pa.array(crcs(payload))),
+    ):
+        table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), array)
+    lance.write_dataset(table, str(tmp_path / "nan/entries.lance"), mode="overwrite", data_storage_version="2.2")
+    with pytest.raises(KnowledgeBaseError, match="value_7 of row 0 is not finite"):
+        KnowledgeBase.open(tmp_path / "nan").values([0], 7)
 
 
 def test_bits_that_are_gone_do_not_come_back(small: KnowledgeBase, tmp_path: Path) -> None:

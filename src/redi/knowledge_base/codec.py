@@ -88,7 +88,7 @@ class Int8:
     def decode(self, payload: Payload, size: int) -> Half:
         """See :class:`Codec`."""
         scales, places = _parts(payload, self.block)
-        return _halves(scales * places.view(np.int8).astype(np.float32), size)
+        return _halves(scales, places.view(np.int8).astype(np.float32), size)
 
 
 _BELOW = (-1.0, -0.6961928, -0.5250731, -0.3949175, -0.2844414, -0.1847734, -0.09105, 0.0)
@@ -136,7 +136,7 @@ class NormalFloat4:
     def decode(self, payload: Payload, size: int) -> Half:
         """See :class:`Codec`."""
         scales, packed = _parts(payload, self.block // 2)
-        return _halves(scales * _PAIRS[packed].reshape(*packed.shape[:2], self.block), size)
+        return _halves(scales, _PAIRS[packed].reshape(*packed.shape[:2], self.block), size)
 
 
 FLOAT16 = Float16()
@@ -183,7 +183,9 @@ def _parts(payload: Payload, block: int) -> tuple[npt.NDArray[np.float32], Paylo
     return np.ascontiguousarray(parts[..., :2]).view("<f2").astype(np.float32), np.ascontiguousarray(parts[..., 2:])
 
 
-def _halves(numbers: npt.NDArray[np.float32], size: int) -> Half:
+def _halves(scales: npt.NDArray[np.float32], places: npt.NDArray[np.float32], size: int) -> Half:
     """Return (n, d) float16; a scale's rounding may carry the largest number over float16's end."""
+    with np.errstate(invalid="ignore"):  # a stranger's scale may be infinite; whoever reads looks for NaN
+        numbers = scales * places
     flat = numbers.reshape(len(numbers), numbers.shape[1] * numbers.shape[2])[:, :size]
     return np.clip(flat, -_MOST, _MOST).astype(np.float16)
