@@ -8,6 +8,7 @@
 #   make bench-overhead   cost of an enabled but abstaining engine (part of make bench)
 #   make bench-kill   kill a build twenty times and count what is left
 #   make bench-fuzz   feed the reader of bases damaged files for ten minutes (MINUTES=2: for two)
+#   make bench-operations  bytes and milliseconds of what docs/operations.md tells
 #   make bench-gate   measure what the default gate is chosen by
 #   make bench-style  measure styles that a base does not hold
 #   make figures  write the README's figures and picture from what demo and bench left
@@ -29,7 +30,7 @@ INSTALLED := $(VENV)/.installed
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export DO_NOT_TRACK ?= 1
 
-.PHONY: venv demo test check bench bench-batches bench-overhead bench-gate bench-style bench-kill bench-fuzz figures report docs clean
+.PHONY: venv demo test check bench bench-batches bench-overhead bench-gate bench-style bench-kill bench-fuzz bench-operations figures report docs clean
 .DEFAULT_GOAL := demo
 
 venv: $(INSTALLED)
@@ -74,6 +75,9 @@ bench-kill: $(INSTALLED)
 bench-fuzz: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet atheris
 	$(BIN)/python benchmarks/fuzz.py --minutes $(MINUTES) --out bench
+
+bench-operations: $(INSTALLED)
+	$(BIN)/python benchmarks/operations.py --out bench
 
 figures: $(INSTALLED)
 	$(BIN)/python benchmarks/readme.py

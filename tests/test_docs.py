@@ -25,6 +25,7 @@ DOCUMENTS = (
     "docs/combining.md",
     "docs/solvers.md",
     "docs/pipelines.md",
+    "docs/operations.md",
 )
 
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

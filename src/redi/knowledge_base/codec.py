@@ -188,4 +188,4 @@ def _halves(scales: npt.NDArray[np.float32], places: npt.NDArray[np.float32], si
     with np.errstate(invalid="ignore"):  # a stranger's scale may be infinite; whoever reads looks for NaN
         numbers = scales * places
     flat = numbers.reshape(len(numbers), numbers.shape[1] * numbers.shape[2])[:, :size]
-    return np.clip(flat, -_MOST, _MOST).astype(np.float16)
+    return np.asarray(np.clip(flat, -_MOST, _MOST), dtype=np.float16)
