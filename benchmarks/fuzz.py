@@ -2,8 +2,8 @@
 
 Run from the repository: ``python benchmarks/fuzz.py [--minutes 10]``. It needs atheris, which redi does not install:
 ``python -m pip install atheris``. Every input names a file of a small saved base and what shall be in it; the base is
-opened and read whole. Anything but numbers or an error of redi stops the run, as does a process of more than 3 GB;
-the input is then left beside the figures, and ``--input FILE`` runs it again.
+opened, read whole and copied. Anything but numbers or an error of redi stops the run, as does a process of more than
+3 GB; the input is then left beside the figures, and ``--input FILE`` runs it again.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ def fuzz(corpus: Path, seconds: int, leave: Path, given: Path | None) -> None:
     with atheris.instrument_imports(include=["redi"]):
         from damaging import Victim
 
-    victim = Victim(Path(tempfile.mkdtemp(dir=corpus.parent)) / "base")
+    victim = Victim(Path(tempfile.mkdtemp(dir=corpus.parent)))
     for number, name in enumerate(victim.names):
         (corpus / f"whole-{number}").write_bytes(bytes([number]) + victim.whole[name])
 
     def one(data: bytes) -> None:
         if data:
-            victim.outcome(victim.names[data[0] % len(victim.names)], data[1:])
+            victim.outcome(victim.names[data[0] % len(victim.names)], data[1:], copy_too=True)
 
     options = [f"-rss_limit_mb={MEMORY_MEGABYTES}", f"-max_total_time={seconds}", "-max_len=16384", "-verbosity=0"]
     inputs = [str(given)] if given else [str(corpus)]

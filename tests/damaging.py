@@ -1,4 +1,4 @@
-"""Owns a saved base whose files can be replaced one by one, and reading all of it; must not know what damages it."""
+"""Owns saved bases whose files can be replaced one by one, and reading all of it; must not know what damages it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from redi.errors import RediError
-from redi.knowledge_base import KnowledgeBase, compare_files, write_hashes
+from redi.knowledge_base import KnowledgeBase, compare_files, sharing, write_hashes
 from small_base import PLAN, SEEDS, SHAPE, filled, unit_batch
 
 MEMORY = 3 << 30
@@ -18,10 +18,10 @@ LONGEST_MESSAGE = 10_000
 
 
 class Victim:
-    """A finished base of several files, each of which can be replaced, read through, and restored."""
+    """Two finished bases, one of values in fewer bits; each file can be replaced, its base read, and the file restored."""
 
     def __init__(self, folder: Path) -> None:
-        base = filled(folder)
+        base = filled(folder / "base")
         base.finish()
         base.add_unit(4, unit_batch(4))
         spoilt = unit_batch(5)
@@ -29,19 +29,32 @@ class Victim:
         base.add_unit(5, spoilt)
         base.finish()
         write_hashes(base.path)
-        self.path = folder
+        base.save_pretrained(folder / "small", values="nf4")
+        self.folder, self.path = folder, base.path
         found = (file for file in folder.rglob("*") if file.is_file() and file.name != "lock")
         self.whole = {str(file.relative_to(folder)): file.read_bytes() for file in found}
         self.names = sorted(self.whole)
 
-    def outcome(self, name: str, data: bytes) -> str:
+    def outcome(self, name: str, data: bytes, *, copy_too: bool = False) -> str:
         """Read everything with one file replaced: "read", or the name of the RediError; anything else is raised."""
-        file = self.path / name
+        file = self.folder / name
+        base = self.folder / Path(name).parts[0]
         file.write_bytes(data)
         try:
-            return read_everything(self.path)
+            return read_everything(base) + (copied(base) if copy_too else "")
         finally:
             file.write_bytes(self.whole[name])
+
+
+def copied(folder: Path) -> str:
+    """Copy a base into fewer bits; errors of redi are answers, others are not."""
+    target = folder.parent / "copied"
+    shutil.rmtree(target, ignore_errors=True)
+    try:
+        sharing.save(folder, target, values="nf4")
+    except RediError as error:
+        return named(error)
+    return ", copied"
 
 
 def read_everything(folder: Path) -> str:
