@@ -18,7 +18,7 @@ LONGEST_MESSAGE = 10_000
 
 
 class Victim:
-    """Two finished bases, one of values in fewer bits; each file can be replaced, its base read, and the file restored."""
+    """Two finished bases, one of values in fewer bits; each file can be replaced, its base read, the file restored."""
 
     def __init__(self, folder: Path) -> None:
         base = filled(folder / "base")
