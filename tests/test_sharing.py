@@ -144,6 +144,18 @@ def test_a_card_without_licence_and_figures_says_so(base: KnowledgeBase, tmp_pat
     assert "None were given." in card
 
 
+def test_a_card_does_not_tell_where_the_model_was_on_a_disk(base: KnowledgeBase, tmp_path: Path) -> None:
+    base.save_pretrained(tmp_path / "copy")
+    fields = json.loads((tmp_path / "copy/manifest.json").read_text())
+    fields["identity"] = {"information": {"model": "/home/somebody/models/mine"}}
+    (tmp_path / "copy/manifest.json").write_text(json.dumps(fields))
+    hashes = read_hashes(tmp_path / "copy")
+    assert hashes is not None
+    card = card_of(KnowledgeBase.open(tmp_path / "copy"), "me/base", hashes)
+    assert "| model | a folder called mine |" in card
+    assert "somebody" not in card
+
+
 def test_nothing_of_a_manifest_breaks_out_of_its_place_in_the_card(base: KnowledgeBase, tmp_path: Path) -> None:
     base.save_pretrained(tmp_path / "copy")
     fields = json.loads((tmp_path / "copy/manifest.json").read_text())

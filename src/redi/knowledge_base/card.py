@@ -46,7 +46,7 @@ def card_of(
         **more,
     )
     facts: dict[str, Any] = {
-        "model": model or "not recorded",
+        "model": _model(model),
         "revision": _object(identity, "information").get("revision") or "not recorded",
         "pipeline": identity.get("pipeline"),
         "numbers of the model": identity.get("dtype"),
@@ -55,6 +55,7 @@ def card_of(
         "key steps": ", ".join(map(str, plan.key_steps)),
         "value steps": ", ".join(map(str, plan.value_steps)),
         "arguments of every call": _object(identity, "call"),
+        "values kept as": manifest.values,
         "latent": " x ".join(map(str, manifest.latent_shape)),
         "noise": f"{manifest.noise['kind']}, {len(base.noise_bank)} in the bank",
         "entries": len(base),
@@ -138,6 +139,12 @@ def _distances(base: KnowledgeBase, key_step: int) -> str:
         return "no two entries share a noise"
     quantiles = known.quantile(known.new_tensor((0.05, 0.5, 0.95))).tolist()
     return "5 % {:.4g}, median {:.4g}, 95 % {:.4g}".format(*quantiles)
+
+
+def _model(model: Any) -> str:
+    """Return a model's name; of a folder, which is nobody else's, the last part of its path."""
+    name = str(model or "not recorded")
+    return f"a folder called {name.rstrip('/').rpartition('/')[2]}" if name.startswith("/") else name
 
 
 def _object(fields: Mapping[str, Any], name: str) -> dict[str, Any]:
