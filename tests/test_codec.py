@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from typer.testing import CliRunner
@@ -60,12 +60,15 @@ FINITE = st.floats(-65504, 65504, width=16, allow_nan=False)
 
 
 @pytest.mark.parametrize("name", CODECS)
+@example(numbers=np.array([[50848.0, 32240.0]], dtype=np.float16))
 @given(numbers=arrays.arrays(np.float16, st.tuples(st.integers(0, 3), st.integers(1, 70)), elements=FINITE))
 def test_any_finite_numbers_come_back_finite_and_within_a_step(name: str, numbers: np.ndarray) -> None:
     back = CODECS[name].decode(CODECS[name].encode(numbers), numbers.shape[1])
     assert np.isfinite(back).all()
     if numbers.size:
-        step = {"float16": 0, "int8": 1 / 250, "nf4": 0.3}[name] * float(np.abs(numbers).max())
+        # int8: half a place of 127, and the roundings of the scale and of the number that comes back to float16
+        share = {"float16": 0, "int8": 1 / 254 + 2 / 2048, "nf4": 0.3}[name]
+        step = share * float(np.abs(numbers).max())
         assert np.abs(back.astype(float) - numbers.astype(float)).max() <= step + 1e-5
 
 
