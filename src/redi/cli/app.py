@@ -18,6 +18,7 @@ from redi.cli.inspect import inspect
 from redi.cli.miniature import miniature_app
 from redi.cli.share import pull, push
 from redi.cli.stylize import stylize
+from redi.cli.upkeep import compact, merge, remove, split
 from redi.errors import RediError, RediWarning
 
 _TO_GO_ON = {
@@ -78,7 +79,7 @@ def _options(
     pass
 
 
-for _command in (build, inspect, generate, stylize, push, pull, demo):
+for _command in (build, inspect, generate, stylize, push, pull, compact, merge, remove, split, demo):
     app.command()(_command)
 app.add_typer(miniature_app, name="miniature")
 app.add_typer(experiments_app, name="experiments")

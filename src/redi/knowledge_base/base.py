@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,16 @@ from torch import Tensor
 from redi.errors import KnowledgeBaseError
 from redi.knowledge_base import leave_one_out, sharing
 from redi.knowledge_base.durable import JsonLines, writing
-from redi.knowledge_base.entries import Entry, EntryBatch, Neighbors, Refusal, VerifyReport, encode_unit, refusal_in
+from redi.knowledge_base.entries import (
+    Entry,
+    EntryBatch,
+    Neighbors,
+    Refusal,
+    VerifyReport,
+    encode_unit,
+    refusal_in,
+    rows_of,
+)
 from redi.knowledge_base.guard import check_links
 from redi.knowledge_base.hashes import drop_hashes
 from redi.knowledge_base.index import ExactIndex, IndexFactory
@@ -26,8 +36,12 @@ from redi.knowledge_base.ledger import BuilderLock, Ledger, UnitRecord
 from redi.knowledge_base.manifest import Manifest
 from redi.knowledge_base.noise_bank import NoiseBank
 from redi.knowledge_base.noises import Noises
+from redi.knowledge_base.removal import Removal
+from redi.knowledge_base.rows import FIRST_NAMED_UNIT, TableRows, unit_named
 from redi.knowledge_base.searching import Searcher
 from redi.knowledge_base.table import EntryTable
+from redi.knowledge_base.verification import verified
+from redi.knowledge_base.versions import GRACE
 from redi.plan import Plan
 
 
@@ -44,6 +58,7 @@ class KnowledgeBase:
         self._refused = JsonLines(path / REFUSED)
         self._lock = BuilderLock(path / "lock")
         self._table = EntryTable(path / TABLE, manifest.kb_id, columns_of(manifest), self._ledger.version)
+        self._removal = Removal(path, self._table, self._ledger)
         self._searcher = Searcher(self._table, noises, manifest.latent_shape, index)
         self._distances: dict[int, Tensor] = {}
 
@@ -139,6 +154,11 @@ class KnowledgeBase:
         """The initial noises that entries were built from."""
         return self._noises.bank
 
+    @property
+    def references(self) -> Mapping[int, Tensor]:
+        """By step, where each noise comes to without a prompt: (M, *shape) float32."""
+        return self._noises.references
+
     def __len__(self) -> int:
         """Return the number of entries."""
         return self._table.count()
@@ -157,24 +177,42 @@ class KnowledgeBase:
     # Building.
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, wait: float = 0.0) -> Iterator[None]:
         """Be the only builder; what an earlier one left behind when it was killed is put in order first.
+
+        Args:
+            wait: Seconds to wait for another builder to end.
 
         Raises:
             KnowledgeBaseError: Another builder works on this base.
         """
-        with self._lock.held() as taken:
+        with self._lock.held(wait) as taken:
             if taken:
                 drop_hashes(self._path)
                 self._ledger.reload()
                 self._recover()
+                if self._removal.pending:
+                    self._removal.end()
+                    self._forget()
             yield
+
+    def current(self) -> KnowledgeBase:
+        """Return the base as it is on the disk now: this object, or a new one if somebody has written since.
+
+        Rows keep their meaning for the object that named them. The new one goes on with this one's indexes.
+        """
+        if self._table.is_current:
+            return self
+        fresh = type(self)(self._path, self._manifest, self._noises, self._searcher.make)
+        fresh._searcher.take_over(self._searcher)
+        fresh._distances = dict(self._distances)
+        return fresh
 
     def _recover(self) -> None:
         known = self._ledger.records
         before = len(self)
         for unit in self._table.recover(set(known), self._ledger.version):
-            rows, refused = self._table.rows_by_unit()[unit], self._refused_in(unit)
+            rows, refused = self._table.rows_by_unit()[unit], sum(each.unit == unit for each in self.refused())
             self._ledger.acknowledge(UnitRecord(unit, rows, refused, self._table.version))
         if len(self) != before:
             self._forget()
@@ -182,14 +220,6 @@ class KnowledgeBase:
     def _forget(self) -> None:
         self._searcher.forget()
         self._distances.clear()
-
-    def _refused_in(self, unit: int) -> int:
-        return sum(refusal.unit == unit for refusal in self.refused())
-
-    def _forget_refusals(self, unit: int) -> None:
-        """Drop what an attempt at this unit refused before it was killed; the new attempt may refuse nothing."""
-        if self._refused_in(unit):
-            self._refused.rewrite(line for line in self._refused.read() if line["unit"] != unit)
 
     def completed_units(self) -> set[int]:
         """Return the units that need not be done again."""
@@ -211,7 +241,8 @@ class KnowledgeBase:
             if unit in self._ledger.records:
                 return self._ledger.records[unit]
             rows, refusals = encode_unit(unit, batch, self._manifest, self._noises)
-            self._forget_refusals(unit)
+            if any(refusal.unit == unit for refusal in self.refused()):  # of an attempt that was killed
+                self._refused.rewrite(line for line in self._refused.read() if line["unit"] != unit)
             if refusals:
                 self._refused.append([vars(refusal) for refusal in refusals])
             if rows.slots:
@@ -223,10 +254,64 @@ class KnowledgeBase:
             self._compact()
             return record
 
-    def _compact(self, *, least: int | None = None) -> None:
+    def stored(self, rows: Tensor | Sequence[int]) -> TableRows:
+        """Return rows as they are stored, for :meth:`add_rows` of a base that is built alike; errors as of keys."""
+        names = columns_of(self._manifest).names
+        latents = self._table.latents(_positions(rows), *names)
+        return rows_of(self.entries(rows), dict(zip(names, latents, strict=True)))
+
+    def add_rows(self, rows: TableRows) -> UnitRecord | None:
+        """Store rows in one commit, flushed to the disk, without those whose noise, seed and prompt are there already.
+
+        They become a unit whose number follows from what it holds, so that doing it again stores nothing twice.
+
+        Returns:
+            The new unit; None if there was nothing new.
+
+        Raises:
+            KnowledgeBaseError: Another builder has the lock, or the disk is full (then nothing is stored).
+        """
+        with self.lock():
+            known, places = self._table.present(rows), []
+            for place, each in enumerate(zip(rows.prompts, rows.noise_ids, rows.seeds, strict=True)):
+                if each not in known:
+                    places.append(place)
+                    known.add(each)
+            if not places:
+                return None
+            new = rows.chosen(places, -1)
+            unit = unit_named(new, self.completed_units())
+            self._table.append_unit(replace(new, unit=unit))
+            record = UnitRecord(unit, len(places), 0, self._table.version)
+            self._ledger.acknowledge(record)
+            self._forget()
+            self._compact()
+            return record
+
+    def remove(self, entries: Collection[tuple[int, int]]) -> None:
+        """Take entries out for good, by unit and slot; those that are not there are passed over.
+
+        They leave the disk with :meth:`compact`. Killed on the way, whoever writes next ends it. Errors as of add_rows.
+        """
+        with self.lock():
+            self._removal.begin(entries)
+            self._removal.end()
+            self._forget()
+
+    def _compact(self, *, least: int | None = None, grace: timedelta = GRACE) -> None:
         if self._table.compact(least=least):
             self._ledger.flushed(self._table.version)
-            self._table.drop_old_versions()
+            self._table.drop_old_versions(grace)
+
+    def compact(self, *, grace: timedelta = GRACE) -> None:
+        """Put the table in few large files without removed rows, the ledger in one line a unit, and measure again.
+
+        Arguments and errors as of :meth:`finish`.
+        """
+        with self.lock():
+            self._ledger.tidy(lambda record: record.unit >= FIRST_NAMED_UNIT and not record.rows)
+            self.finish(grace=grace)
+            self._table.drop_old_versions(grace)
 
     def refused(self) -> list[Refusal]:
         """Return the entries that were not stored, each once."""
@@ -236,18 +321,25 @@ class KnowledgeBase:
             found[refusal.unit, refusal.slot] = refusal
         return list(found.values())
 
-    def finish(self, *, device: torch.device | str | None = None, sample: int = 4096) -> None:
+    def finish(
+        self,
+        *,
+        device: torch.device | str | None = None,
+        sample: int = 4096,
+        grace: timedelta = timedelta(0),
+    ) -> None:
         """After a build: tidy the table, and store leave-one-out distances of each key step in ``index/``.
 
         Args:
             device: Where to search; the CPU by default.
             sample: At most so many entries (a fixed random choice) are measured for each key step.
+            grace: How long versions of the table stay that other processes may still read.
 
         Raises:
             KnowledgeBaseError: Another builder works on this base, or the disk is full.
         """
         with self.lock():
-            self._compact(least=1)
+            self._compact(least=1, grace=grace)
             self._distances = leave_one_out.measure(self, device, sample)
             leave_one_out.store(self, self._distances)
 
@@ -350,18 +442,7 @@ class KnowledgeBase:
 
     def verify(self) -> VerifyReport:
         """Read every row again: checksums, finite numbers, shapes, ids; and compare with the ledger."""
-        damaged = list(self._table.problems())
-        try:
-            counts, duplicates = self._table.rows_by_unit(), self._table.repeated()
-            outside = set(self._table.directory.noise_id.tolist()) - set(range(-1, len(self.noise_bank)))
-        except KnowledgeBaseError as error:
-            return VerifyReport(len(self), 0, len(self.refused()), (*damaged, error.got))
-        if outside:
-            damaged.append(f"entries name noises {sorted(outside)[:5]} that the bank does not hold")
-        for unit, record in sorted(self._ledger.records.items()):
-            if counts.get(unit, 0) != record.rows:
-                damaged.append(f"unit {unit}: {counts.get(unit, 0)} entries in the table, {record.rows} in the ledger")
-        return VerifyReport(len(self), duplicates, len(self.refused()), tuple(damaged))
+        return verified(self._table, self._ledger, len(self.noise_bank), len(self.refused()))
 
 
 def _positions(rows: Tensor | Sequence[int]) -> npt.NDArray[np.int64]:

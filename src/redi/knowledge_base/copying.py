@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ def copy_base(
         _copy_rows(table, target / TABLE, columns_of(part), columns_of(manifest), kept)
         copied = EntryTable(target / TABLE, manifest.kb_id, columns_of(manifest))
         copied.sync(everything=True)
-        copied.drop_old_versions()
+        copied.drop_old_versions(timedelta(0))
         _copy_records(source, target, ledger, copied.version)
         written.write(target)
         return write_hashes(target, files_by_value_step(copied))

@@ -97,6 +97,18 @@ class VerifyReport:
         return not self.damaged and not self.duplicates
 
 
+def rows_of(entries: Sequence[Entry], latents: Mapping[str, Any]) -> TableRows:
+    """Return entries with their stored latents, (n, d) by column, as rows of no unit yet."""
+    return TableRows(
+        unit=-1,
+        slots=[entry.slot for entry in entries],
+        prompts=[entry.prompt for entry in entries],
+        noise_ids=[entry.noise_id for entry in entries],
+        seeds=[entry.seed for entry in entries],
+        latents=latents,
+    )
+
+
 def encode_unit(unit: int, batch: EntryBatch, manifest: Manifest, noises: Noises) -> tuple[TableRows, list[Refusal]]:
     """Return the rows of a unit to store and the entries to refuse (not finite, or beyond float16).
 

@@ -68,6 +68,27 @@ class ExactIndex:
         return torch.cat(parts) if parts else query.new_empty(0)
 
 
+class GrownIndex:
+    """Searches an index and a small one of the keys that came later, as if they were one.
+
+    Args:
+        first: The index of the first ``count`` keys.
+        count: How many they are.
+        later: The index of the keys after them.
+    """
+
+    def __init__(self, first: Index, count: int, later: Index) -> None:
+        self.first, self.count, self._later = first, count, later
+
+    def search(self, queries: Tensor, neighbors: int) -> tuple[Tensor, Tensor]:
+        """See :class:`Index`."""
+        places, distances = self.first.search(queries, neighbors)
+        more, further = self._later.search(queries, neighbors)
+        both = torch.cat([places, more.to(places.device) + self.count], dim=1)
+        nearest, order = torch.cat([distances, further.to(distances)], dim=1).sort(dim=1, stable=True)
+        return both.gather(1, order[:, :neighbors]), nearest[:, :neighbors]
+
+
 class IndexCache:
     """Keeps the indexes used last, up to a number of bytes of keys.
 
@@ -87,6 +108,10 @@ class IndexCache:
         while len(self._kept) > 1 and sum(each for _, each in self._kept.values()) > self._limit:
             self._kept.popitem(last=False)
         return self._kept[name][0]
+
+    def kept(self) -> dict[Hashable, tuple[Index, int]]:
+        """Return the indexes that are kept and their bytes, the one used last at the end."""
+        return dict(self._kept)
 
     def clear(self) -> None:
         """Forget every index."""

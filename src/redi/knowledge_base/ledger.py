@@ -7,9 +7,10 @@ import fcntl
 import os
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,16 @@ from redi.knowledge_base.guard import check_links, shortened
 
 @dataclass(frozen=True)
 class UnitRecord:
-    """A finished unit: how many of its entries are stored and refused, and the table version that holds them."""
+    """A finished unit: how many of its entries are stored and refused, and the table version that holds them.
+
+    ``removed`` entries of it were stored once and taken out on purpose since.
+    """
 
     unit: int
     rows: int
     refused: int
     version: int
+    removed: int = 0
 
 
 class Ledger:
@@ -52,7 +57,8 @@ class Ledger:
             self._take(line)
 
     def _take(self, line: dict[str, Any]) -> None:
-        names = ("unit", "rows", "refused", "version") if "unit" in line else ("version",)
+        names = ["unit", "rows", "refused", "version"] if "unit" in line else ["version"]
+        names += ["removed"] if "removed" in line else []
         if any(type(line.get(name)) is not int or not 0 <= line[name] < 2**63 for name in names):
             raise KnowledgeBaseError(
                 f"{self._lines.path}: line {shortened(line)}",
@@ -61,9 +67,11 @@ class Ledger:
             )
         self._version = max(self._version, line["version"])
         if "unit" in line:
-            record = UnitRecord(line["unit"], line["rows"], line["refused"], line["version"])
-            known = self._records.setdefault(record.unit, record)
-            if (known.rows, known.refused) != (record.rows, record.refused):
+            record = UnitRecord(line["unit"], line["rows"], line["refused"], line["version"], line.get("removed", 0))
+            known = self._records.get(record.unit)
+            if known is None or (_once_stored(known) == _once_stored(record) and known.removed < record.removed):
+                self._records[record.unit] = record
+            elif _once_stored(known) != _once_stored(record):
                 raise KnowledgeBaseError(
                     f"{self._lines.path}: unit {record.unit} has two records",
                     expected="one",
@@ -86,14 +94,42 @@ class Ledger:
         Raises:
             KnowledgeBaseError: The disk is full or not writable.
         """
-        line = {"unit": record.unit, "rows": record.rows, "refused": record.refused, "version": record.version}
-        self._lines.append([line])
-        self._take(line)
+        self.acknowledge_all([record])
+
+    def acknowledge_all(self, records: Sequence[UnitRecord]) -> None:
+        """Record several units in one write, also what was removed from units that are recorded.
+
+        Raises:
+            KnowledgeBaseError: The disk is full or not writable.
+        """
+        lines = list(map(_line, records))
+        self._lines.append(lines)
+        for line in lines:
+            self._take(line)
+
+    def tidy(self, dropped: Callable[[UnitRecord], bool]) -> None:
+        """Write one line for each unit, without the units that need no record any more; whole or not at all.
+
+        Raises:
+            KnowledgeBaseError: The disk is full or not writable; the ledger is as before.
+        """
+        kept = [record for record in self._records.values() if not dropped(record)]
+        self._lines.rewrite([*map(_line, kept), {"version": self._version}])
+        self._records = {record.unit: record for record in kept}
 
     def flushed(self, version: int) -> None:
         """Record that a table version without new entries (after compaction) has been flushed."""
         self._lines.append([{"version": version}])
         self._version = max(self._version, version)
+
+
+def _once_stored(record: UnitRecord) -> tuple[int, int]:
+    return record.rows + record.removed, record.refused
+
+
+def _line(record: UnitRecord) -> dict[str, int]:
+    fields = asdict(record)
+    return fields if record.removed else {name: fields[name] for name in fields if name != "removed"}
 
 
 class BuilderLock:
@@ -105,19 +141,23 @@ class BuilderLock:
         self._depth = 0
 
     @contextmanager
-    def held(self) -> Iterator[bool]:
+    def held(self, wait: float = 0.0) -> Iterator[bool]:
         """Hold the lock; the value says whether it was just taken (False: already held further out).
 
+        Args:
+            wait: Seconds to wait for another builder.
+
         Raises:
-            KnowledgeBaseError: Another builder holds it, or the folder is not writable.
+            KnowledgeBaseError: Another builder still holds it, or the folder is not writable.
         """
-        if not self._thread.acquire(blocking=False):
+        deadline = time.monotonic() + wait
+        if not self._thread.acquire(timeout=wait):
             raise self._refusal("another thread of this process")
         try:
             if self._depth:
                 yield False
                 return
-            descriptor = self._take()
+            descriptor = self._take(deadline)
             self._depth = 1
             try:
                 yield True
@@ -127,12 +167,12 @@ class BuilderLock:
         finally:
             self._thread.release()
 
-    def _take(self) -> int:
+    def _take(self, deadline: float) -> int:
         check_links(self._path.parent, to_write=True)
         with writing(self._path):
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _flock(descriptor, deadline)
         except OSError as error:
             holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "an unknown process"
             os.close(descriptor)
@@ -152,3 +192,14 @@ class BuilderLock:
             expected="one builder at a time",
             fix="wait for it or stop it; a lock whose process has died is free",
         )
+
+
+def _flock(descriptor: int, deadline: float) -> None:
+    """Take the kernel's lock, trying until the deadline (of the monotonic clock)."""
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.01)

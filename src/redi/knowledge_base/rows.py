@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,32 @@ class TableRows:
     noise_ids: list[int]
     seeds: list[int]
     latents: Mapping[str, npt.NDArray[np.float16]]
+
+    def chosen(self, places: Sequence[int], unit: int) -> TableRows:
+        """Return some of the rows, as slots 0, 1, ... of a unit."""
+        return TableRows(
+            unit=unit,
+            slots=[*range(len(places))],
+            prompts=[self.prompts[place] for place in places],
+            noise_ids=[self.noise_ids[place] for place in places],
+            seeds=[self.seeds[place] for place in places],
+            latents={column: latents[list(places)] for column, latents in self.latents.items()},
+        )
+
+
+FIRST_NAMED_UNIT = 2**62
+"""From here on unit numbers are made of what the units hold; builds count theirs from 0."""
+
+
+def unit_named(rows: TableRows, taken: Container[int]) -> int:
+    """Return a unit number that follows from what the rows are, passing over those that are taken."""
+    text = "\0".join(map("{}/{}/{}".format, rows.noise_ids, rows.seeds, rows.prompts))
+    for salt in count():
+        digest = blake2b(f"{salt}/{text}".encode(), digest_size=8).digest()
+        unit = FIRST_NAMED_UNIT + int.from_bytes(digest) % FIRST_NAMED_UNIT
+        if unit not in taken:
+            break
+    return unit
 
 
 def schema_of(columns: Columns) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from redi.errors import KnowledgeBaseError
 from redi.knowledge_base.entries import Neighbors
-from redi.knowledge_base.index import Index, IndexCache, IndexFactory
+from redi.knowledge_base.index import GrownIndex, Index, IndexCache, IndexFactory
 from redi.knowledge_base.noises import Noises
 from redi.knowledge_base.table import EntryTable
 
@@ -29,12 +29,26 @@ class Searcher:
     """
 
     def __init__(self, table: EntryTable, noises: Noises, shape: tuple[int, ...], make: IndexFactory) -> None:
-        self._table, self._noises, self._shape, self._make = table, noises, shape, make
+        self._table, self._noises, self._shape, self.make = table, noises, shape, make
         self._indexes = IndexCache(_CACHE_BYTES)
+        self._members: dict[Hashable, npt.NDArray[np.int64]] = {}
+        self._older: dict[Hashable, tuple[Index, npt.NDArray[np.int64]]] = {}
 
     def forget(self) -> None:
         """Forget every index, because the table has changed."""
         self._indexes.clear()
+        self._members.clear()
+        self._older.clear()
+
+    def take_over(self, earlier: Searcher) -> None:
+        """Go on with the indexes of a searcher of an earlier version of the same table, where entries only came."""
+        kept = {name: (index, earlier._members[name]) for name, (index, _) in earlier._indexes.kept().items()}
+        self._older = {**earlier._older, **kept}
+        while sum(map(self._bytes, (each for _, each in self._older.values()))) > _CACHE_BYTES:
+            self._older.pop(next(iter(self._older)))
+
+    def _bytes(self, members: npt.NDArray[np.int64]) -> int:
+        return 4 * len(members) * int(np.prod(self._shape))
 
     def search(
         self,
@@ -82,12 +96,30 @@ class Searcher:
         return Neighbors(rows[:, :most], distances[:, :most])
 
     def _index(self, noise_id: int, key_step: int, device: torch.device, members: npt.NDArray[np.int64]) -> Index:
-        def make() -> Index:
-            (keys,) = self._table.latents(members, f"key_{key_step}")
-            return self._make(torch.from_numpy(keys).to(device).float())
+        name = (noise_id, key_step, str(device))
 
-        size = 4 * len(members) * int(np.prod(self._shape))
-        return self._indexes.get((noise_id, key_step, str(device)), size, make)
+        def made_of(rows: npt.NDArray[np.int64]) -> Index:
+            (keys,) = self._table.latents(rows, f"key_{key_step}")
+            return self.make(torch.from_numpy(keys).to(device).float())
+
+        def make() -> Index:
+            directory = self._table.directory
+            names = np.stack([directory.unit[members], directory.slot[members]], axis=1)
+            self._members[name] = names
+            index, known = self._older.pop(name, (None, names))
+            if index is None or not np.array_equal(known, names[: len(known)]):
+                return made_of(members)
+            first, count = (index.first, index.count) if isinstance(index, GrownIndex) else (index, len(known))
+            if len(members) == len(known):
+                return index
+            return GrownIndex(first, count, made_of(members[count:])) if _is_small(members, count) else made_of(members)
+
+        return self._indexes.get(name, self._bytes(members), make)
+
+
+def _is_small(members: npt.NDArray[np.int64], count: int) -> bool:
+    """Say whether what came after the first ``count`` members is little enough to be searched beside them."""
+    return len(members) - count <= max(64, count // 8)
 
 
 def _on_host(answers: Sequence[tuple[Tensor, Tensor]], device: torch.device) -> list[tuple[Tensor, Tensor]]:

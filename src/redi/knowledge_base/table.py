@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -28,9 +28,11 @@ from redi.knowledge_base.rows import (
     schema_of,
 )
 from redi.knowledge_base.table_form import check_count, check_filled, check_form, check_sizes, is_of_reading, reading
+from redi.knowledge_base.versions import GRACE, drop_replaced, set_torn_aside
 
 ROWS_PER_FRAGMENT = 4096
 COMMITS_PER_COMPACTION = 256
+_FOLDERS = ("data", "_versions", "_deletions", "_transactions")
 _READ_BYTES = 64 * 1024 * 1024
 
 Rows = Sequence[int] | npt.NDArray[np.int64]
@@ -46,7 +48,7 @@ class Directory:
 
 
 class EntryTable:
-    """Entries as rows of a Lance table. A row's position never changes: rows are appended and never deleted.
+    """Entries as rows of a Lance table, read at one version. Only deleting rows changes the positions of others.
 
     Args:
         path: Folder of the table.
@@ -107,6 +109,12 @@ class EntryTable:
         return int(self._dataset.version)
 
     @property
+    def is_current(self) -> bool:
+        """Whether nobody has written since (a look at the newest version's name, some microseconds)."""
+        with reading(self.path):
+            return bool(self._dataset.latest_version == self._dataset.version)
+
+    @property
     def directory(self) -> Directory:
         """Where every row belongs.
 
@@ -133,6 +141,18 @@ class EntryTable:
             units, counts = np.unique(self.directory.unit, return_counts=True)
             self._units = dict(zip(units.tolist(), counts.tolist(), strict=True))
         return self._units
+
+    def present(self, rows: TableRows) -> set[tuple[str, int, int]]:
+        """Return which of the prompts, noise ids and seeds of ``rows`` the table holds.
+
+        Raises:
+            KnowledgeBaseError: The table is damaged.
+        """
+        asked = [row_crc(*each) for each in zip(rows.prompts, rows.noise_ids, rows.seeds, strict=True)]
+        with reading(self.path):
+            crcs = self._dataset.to_table(columns=["crc"])["crc"].to_numpy()
+        found = self.metadata(np.flatnonzero(np.isin(crcs, asked)))
+        return {(each["prompt"], each["noise_id"], each["seed"]) for each in found}
 
     def refresh(self) -> None:
         """Read the newest version from the disk (another process may have written)."""
@@ -180,6 +200,26 @@ class EntryTable:
         for name in self._data_files() - before:
             (self.path / "data" / name).unlink(missing_ok=True)
 
+    def delete(self, entries: Collection[tuple[int, int]]) -> None:
+        """Commit the removal of entries, by unit and slot, and flush it; those that are not there are passed over.
+
+        Raises:
+            KnowledgeBaseError: The disk is full or not writable; every row is still there, or none of these is.
+        """
+        with reading(self.path):
+            found = self._dataset.to_table(columns=["unit", "slot"], with_row_id=True)
+        units, slots = found["unit"].to_numpy(), found["slot"].to_numpy()
+        rows = np.flatnonzero(np.isin(units, [unit for unit, _ in entries]))
+        wanted = set(entries)
+        own = [each in wanted for each in zip(units[rows].tolist(), slots[rows].tolist(), strict=True)]
+        ids = found["_rowid"].to_numpy()[rows[own]] if rows.size else rows
+        if not ids.size:
+            return
+        with writing(self.path):
+            self._dataset.delete(f"_rowid IN ({', '.join(map(str, ids.tolist()))})")
+        self.refresh()
+        self.sync(everything=True)
+
     def _data_files(self) -> set[str]:
         folder = self.path / "data"
         return set(os.listdir(folder)) if folder.is_dir() else set()
@@ -191,13 +231,13 @@ class EntryTable:
         or a faster opening needs, and the folders themselves, which change only when the table is made.
         """
         with writing(self.path):
-            for name in ("data", "_versions", "_transactions") if everything else ("data", "_versions"):
+            for name in _FOLDERS if everything else _FOLDERS[:2]:
                 folder = self.path / name
                 if not folder.is_dir():
                     continue
                 for file in sorted(os.listdir(folder)):
                     key = f"{name}/{file}"
-                    lasting = file.endswith((".lance", ".txn", ".manifest"))
+                    lasting = file.endswith((".lance", ".txn", ".manifest", ".arrow", ".bin"))
                     if key not in self._synced and (lasting or everything):
                         fsync_file(folder / file)
                     if lasting:
@@ -222,7 +262,7 @@ class EntryTable:
         except KnowledgeBaseError:
             if not version:
                 raise
-            self._set_torn_versions_aside(version)
+            set_torn_aside(self.path / "_versions", version)
             self.refresh()
         try:
             found = self._checked_units(known_units)
@@ -237,18 +277,6 @@ class EntryTable:
             self.sync(everything=True)
         return found
 
-    def _set_torn_versions_aside(self, version: int) -> None:
-        """Rename manifests newer than ``version``; nothing that they alone name was ever acknowledged."""
-        folder = self.path / "_versions"
-        with writing(folder):
-            for file in folder.glob("*.manifest"):
-                number = int(file.stem) if file.stem.isdigit() else 0
-                if len(file.stem) == 20:
-                    number = 2**64 - 1 - number
-                if number > version:
-                    file.rename(file.with_suffix(".torn"))
-            fsync_file(folder)
-
     def _checked_units(self, known_units: set[int]) -> list[int]:
         """Return the units of the table that are not known, once all of their rows have been read."""
         found = sorted(set(self.rows_by_unit()) - known_units)
@@ -261,30 +289,36 @@ class EntryTable:
     def compact(self, *, least: int | None = None) -> bool:
         """Merge small fragments once there are more than ``least`` (by default COMMITS_PER_COMPACTION) of them.
 
-        Row positions stay. Old versions stay too, until :meth:`drop_old_versions`.
+        A number for ``least`` also rewrites fragments that hold deleted rows, so that these leave the disk with the
+        old versions. Row positions stay. Old versions stay too, until :meth:`drop_old_versions`.
 
         Raises:
             KnowledgeBaseError: The disk is full; nothing is lost.
         """
-        small = [fragment for fragment in self._dataset.get_fragments() if fragment.count_rows() < ROWS_PER_FRAGMENT]
-        if len(small) <= max(1, COMMITS_PER_COMPACTION if least is None else least):
+        fragments = self._dataset.get_fragments()
+        small = sum(fragment.count_rows() < ROWS_PER_FRAGMENT for fragment in fragments)
+        tidy = least is None or not any(fragment.num_deletions for fragment in fragments)
+        if tidy and small <= max(1, COMMITS_PER_COMPACTION if least is None else least):
             return False
         units = self.directory.unit
+        share = 0.1 if least is None else 0.0
         with writing(self.path):
-            self._dataset.optimize.compact_files(target_rows_per_fragment=ROWS_PER_FRAGMENT)
+            self._dataset.optimize.compact_files(
+                target_rows_per_fragment=ROWS_PER_FRAGMENT, materialize_deletions_threshold=share
+            )
             self.refresh()
             if not np.array_equal(units, self.directory.unit):
                 raise KnowledgeBaseError(f"compacting {self.path} changed the order of rows", expected="the same order")
             self.sync(everything=True)
         return True
 
-    def drop_old_versions(self) -> None:
-        """Delete versions and files that the newest version does not need (after it has been recorded as flushed).
+    def drop_old_versions(self, grace: timedelta = GRACE) -> None:
+        """Delete what only versions need that were replaced ``grace`` ago (after the newest was recorded as flushed).
 
-        A reader of another process that had the table open has to open it again.
+        Who still reads one of them in another process has to open it again.
         """
         with writing(self.path):
-            self._dataset.cleanup_old_versions(older_than=timedelta(0), delete_unverified=True)
+            drop_replaced(self._dataset, grace)
             self._synced = {key for key in self._synced if (self.path / key).exists()}
 
     # Reading.

@@ -1,0 +1,38 @@
+"""Owns which old versions of a table may go while other processes read; must not know what a table holds."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from redi.knowledge_base.durable import fsync_file, writing
+
+GRACE = timedelta(minutes=10)
+"""How long a version that has been replaced stays, so that who reads it can end what they have begun."""
+
+
+def drop_replaced(dataset: Any, grace: timedelta) -> None:
+    """Delete what only versions need that were replaced at least ``grace`` ago, and what nothing names.
+
+    A version's own time tells when it was made; it was replaced when the next one was made. So the newest version
+    that is older than ``grace`` tells which ones may go: those before it. Only under the builder's lock: a file that
+    nothing names yet may be another writer's.
+    """
+    now = datetime.now()
+    made = [version["timestamp"] for version in dataset.versions()]
+    old = [when for when in made if now - when >= grace]
+    if old:
+        dataset.cleanup_old_versions(older_than=now - max(old), delete_unverified=True)
+
+
+def set_torn_aside(folder: Path, version: int) -> None:
+    """Rename manifests newer than ``version``; nothing that they alone name was ever acknowledged."""
+    with writing(folder):
+        for file in folder.glob("*.manifest"):
+            number = int(file.stem) if file.stem.isdigit() else 0
+            if len(file.stem) == 20:
+                number = 2**64 - 1 - number
+            if number > version:
+                file.rename(file.with_suffix(".torn"))
+        fsync_file(folder)

@@ -1,0 +1,242 @@
+"""Claims about upkeep: removing, merging, splitting, compacting; killed on the way, and beside readers."""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from redi.cli.app import app
+from redi.errors import IncompatibleError, InputError, KnowledgeBaseError
+from redi.knowledge_base import KnowledgeBase
+from redi.knowledge_base.removal import Removal
+from redi.knowledge_base.upkeep import Where, merge, merge_into, remove, split
+from small_base import PLAN, ROWS, bank, check_contents, create, filled, manifest, unit_batch
+
+PROCESSES = multiprocessing.get_context("forkserver")
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> KnowledgeBase:
+    return filled(tmp_path / "base")
+
+
+def prompts(base: KnowledgeBase) -> list[str]:
+    base = KnowledgeBase.open(base.path)
+    return sorted(base.prompts(range(len(base))))
+
+
+def other(path: Path, units: range) -> KnowledgeBase:
+    """A base built alike, with its own id, of other units."""
+    made = create(path)
+    for unit in units:
+        made.add_unit(unit, unit_batch(unit))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("condition", "left"),
+    [("prompt=PROMPT 2/*", 18), ("noise=1", 16), ("unit=0-1", 12), ("prompt=prompt ?/0", 20)],
+)
+def test_what_is_removed_is_gone_and_the_rest_reads_back(base: KnowledgeBase, condition: str, left: int) -> None:
+    before = {entry.entry_id: base.values([row], 7) for row, entry in enumerate(base.entries(range(24)))}
+    gone = remove(base, Where.parse([condition]))
+    again = KnowledgeBase.open(base.path)
+    assert (len(again), len(gone)) == (left, 24 - left)
+    for row, entry in enumerate(again.entries(range(left))):
+        assert torch.equal(again.values([row], 7), before[entry.entry_id])
+    assert not {entry.entry_id for entry in gone} & {entry.entry_id for entry in again.entries(range(left))}
+    assert again.verify().clean
+
+
+def test_an_entry_is_removed_by_the_start_of_its_id(base: KnowledgeBase) -> None:
+    wanted = base.entries([5])[0]
+    assert [each.prompt for each in remove(base, Where.parse([f"entry={wanted.entry_id.hex()[:12]}"]))] == [
+        wanted.prompt
+    ]
+
+
+@pytest.mark.parametrize("conditions", [[], ["colour=red"], ["noise=x"], ["prompt"], ["noise=1", "noise=2"]])
+def test_conditions_that_mean_nothing_are_refused(conditions: list[str]) -> None:
+    with pytest.raises(InputError):
+        Where.parse(conditions)
+
+
+def test_removed_entries_are_not_found(base: KnowledgeBase) -> None:
+    key, noise_id = base.keys([3], 1), base.entries([3])[0].noise_id
+    assert base.search(key, [noise_id], 1, 1).rows.tolist() == [[3]]
+    remove(base, Where.parse(["prompt=prompt 0/3"]))
+    assert base.prompts(base.search(key, [noise_id], 1, 1).rows[0]) != ["prompt 0/3"]
+
+
+def test_a_removed_unit_is_not_built_again(base: KnowledgeBase) -> None:
+    remove(base, Where.parse(["unit=2"]))
+    KnowledgeBase.open(base.path).add_unit(2, unit_batch(2))
+    assert len(KnowledgeBase.open(base.path)) == 18
+
+
+@pytest.mark.parametrize("steps", ["noted", "deleted"])
+def test_a_removal_that_was_killed_is_ended_by_the_next_writer(base: KnowledgeBase, steps: str) -> None:
+    names = [(2, 0), (2, 3)]
+    Removal(base.path, base._table, base._ledger).begin(names)
+    if steps == "deleted":
+        base._table.delete(names)
+    with KnowledgeBase.open(base.path).lock():
+        pass
+    again = KnowledgeBase.open(base.path)
+    assert len(again) == 22
+    assert again.verify().clean
+
+
+def test_compacting_takes_removed_rows_off_the_disk(base: KnowledgeBase) -> None:
+    gone = base.values([0], 7).half().numpy().tobytes()
+    remove(base, Where.parse(["prompt=prompt 0/0"]))
+    data = base.path / "entries.lance/data"
+    assert any(gone in file.read_bytes() for file in data.iterdir())
+    base.compact(grace=timedelta(0))
+    assert not any(gone in file.read_bytes() for file in data.iterdir())
+    again = KnowledgeBase.open(base.path)
+    assert len(again.leave_one_out(1)) == 23
+    assert again.verify().clean
+
+
+def test_compacting_leaves_readers_what_they_read(base: KnowledgeBase) -> None:
+    reader = KnowledgeBase.open(base.path)
+    base.remove([(0, 0)])
+    base.compact()
+    assert reader.prompts([0]) == ["prompt 0/0"]
+    assert reader.values(range(24), 7).isfinite().all()
+
+
+def test_a_base_is_as_it_is_on_the_disk_when_asked_for(base: KnowledgeBase) -> None:
+    reader = KnowledgeBase.open(base.path)
+    assert reader.current() is reader
+    batch = unit_batch(9)
+    reader.search(batch.keys[1], batch.noise_ids, 1, 1)
+    base.add_unit(9, batch)
+    base.remove([(0, 0)])
+    now = reader.current()
+    found = now.search(batch.keys[1], batch.noise_ids, 1, 1)
+    assert now.prompts(found.rows[:, 0]) == batch.prompts
+    assert (len(now), reader.prompts([0])) == (29, ["prompt 0/0"])  # rows of the old object keep their meaning
+
+
+def test_an_index_that_grew_finds_what_a_new_one_finds(base: KnowledgeBase) -> None:
+    reader, queries = KnowledgeBase.open(base.path), unit_batch(50).keys[1]
+    for unit in range(4, 10):
+        reader.search(queries, [0] * ROWS, 3, 1)
+        base.add_unit(unit, unit_batch(unit))
+        reader = reader.current()
+        found, expected = reader.search(queries, [0] * ROWS, 3, 1), base.search(queries, [0] * ROWS, 3, 1)
+        assert torch.equal(found.rows, expected.rows)
+        assert torch.allclose(found.distances, expected.distances)
+
+
+def test_merging_adds_what_is_new_and_doubles_nothing(base: KnowledgeBase, tmp_path: Path) -> None:
+    more = other(tmp_path / "more", range(2, 6))
+    assert merge(base, more) == 2 * ROWS
+    assert merge(KnowledgeBase.open(base.path), more) == 0
+    assert prompts(base) == sorted(f"prompt {unit}/{slot}" for unit in range(6) for slot in range(ROWS))
+    again = KnowledgeBase.open(base.path)
+    assert again.verify().clean
+    for row, entry in enumerate(again.entries(range(len(again)))):
+        unit, slot = map(int, entry.prompt[7:].split("/"))
+        assert torch.equal(again.values([row], 7)[0], unit_batch(unit).values[7][slot].half().float())
+
+
+def test_merging_into_a_new_base_leaves_the_others_alone(base: KnowledgeBase, tmp_path: Path) -> None:
+    more = other(tmp_path / "more", range(3, 5))
+    made = merge_into(tmp_path / "both", [base, more])
+    assert (len(made), len(base), len(more)) == (30, 24, 12)
+    assert len(merge_into(tmp_path / "both", [base, more])) == 30
+    assert made.verify().clean
+
+
+def test_merging_bases_that_differ_is_refused_with_both_sides(base: KnowledgeBase, tmp_path: Path) -> None:
+    noises = bank()
+    strange = replace(manifest(), identity={"model": {"id": "tiny", "sha": "cd"}, "guidance": 7.5})
+    more = KnowledgeBase.create(tmp_path / "more", strange, noises, dict.fromkeys(PLAN.key_steps, noises.latents * 0.9))
+    with pytest.raises(IncompatibleError, match=r"model.sha(.|\n)*base: +\"ab\"(.|\n)*more: +\"cd\""):
+        merge(base, more)
+
+
+def test_splitting_moves_entries_to_a_base_of_their_own(base: KnowledgeBase, tmp_path: Path) -> None:
+    made, count = split(base, Where.parse(["noise=2"]), tmp_path / "part")
+    assert (count, len(made), len(base)) == (8, 8, 16)
+    assert {entry.noise_id for entry in made.entries(range(8))} == {2}
+    assert len(set(prompts(made)) | set(prompts(base))) == 24
+    assert base.verify().clean
+    assert made.verify().clean
+    assert split(KnowledgeBase.open(base.path), Where.parse(["noise=2"]), tmp_path / "part")[1] == 0
+    with pytest.raises(KnowledgeBaseError, match="another knowledge base"):
+        split(base, Where.parse(["noise=1"]), tmp_path / "part")
+
+
+def upkeep_forever(folder: str, what: str) -> None:
+    base = KnowledgeBase.open(f"{folder}/base")
+    if what == "compact":
+        while True:
+            base.compact(grace=timedelta(0))
+    elif what == "merge":
+        merge(base, KnowledgeBase.open(f"{folder}/more"))
+    elif what == "split":
+        split(base, Where.parse(["noise=2"]), f"{folder}/part")
+    else:
+        remove(base, Where.parse(["prompt=prompt ?/[0-2]"]))
+
+
+@pytest.mark.parametrize("what", ["compact", "merge", "split", "remove"])
+def test_killed_upkeep_loses_and_doubles_nothing(tmp_path: Path, what: str) -> None:
+    filled(tmp_path / "base")
+    other(tmp_path / "more", range(3, 40))
+    chance = random.Random(what)
+    for _ in range(4):
+        process = PROCESSES.Process(target=upkeep_forever, args=(str(tmp_path), what))
+        process.start()
+        process.join(chance.uniform(0.0, 0.25) + 0.05)
+        process.kill()
+        process.join()
+    if what != "compact":
+        upkeep_forever(str(tmp_path), what)
+    base = KnowledgeBase.open(tmp_path / "base")
+    base.compact()
+    held = prompts(base) + (prompts(KnowledgeBase.open(tmp_path / "part")) if what == "split" else [])
+    units = range(40 if what == "merge" else 4)
+    slots = range(3, ROWS) if what == "remove" else range(ROWS)
+    assert sorted(held) == sorted(f"prompt {unit}/{slot}" for unit in units for slot in slots)
+    assert KnowledgeBase.open(base.path).verify().clean
+
+
+def test_a_base_of_which_much_was_removed_still_holds_what_it_should(base: KnowledgeBase) -> None:
+    remove(base, Where.parse(["unit=1-3"]))
+    base.compact()
+    check_contents(KnowledgeBase.open(base.path), 1)
+
+
+def test_the_commands_do_what_they_say(base: KnowledgeBase, tmp_path: Path) -> None:
+    other(tmp_path / "more", range(3, 5))
+    folder, more, part = str(base.path), str(tmp_path / "more"), str(tmp_path / "part")
+    told = [
+        CliRunner().invoke(app, command)
+        for command in (
+            ["merge", folder, more],
+            ["remove", folder, "--where", "unit=0", "--dry-run"],
+            ["remove", folder, "--where", "unit=0"],
+            ["split", folder, "--where", "noise=2", "--out", part],
+            ["compact", folder, "--now"],
+            ["remove", folder, "--where", "nonsense"],
+        )
+    ]
+    assert [each.exit_code for each in told] == [0, 0, 0, 0, 0, 1], [each.output for each in told]
+    assert "6 of 12 entries were new" in told[0].output
+    assert "6 entries would be removed; " in told[1].output
+    assert told[2].output.count("prompt 0/") == 6
+    assert "8 entries moved" in told[3].output
+    assert "condition 'nonsense'" in told[5].output
+    assert len(KnowledgeBase.open(base.path)) == 16
