@@ -37,7 +37,7 @@ def test_the_distance_at_the_key_is_that_of_the_search_and_two_prompts_drift_apa
     assert (np.diff(found.clock) > 0).all()
     assert (found.gaps > 0).all()
     assert (found.rates > 0).all()
-    base, pipe = laboratory._base(RECORDING, 0), laboratory._pipeline(RECORDING.solver)
+    base, pipe = laboratory.base(RECORDING, 0), laboratory._pipeline(RECORDING.solver)
     keys = base.keys(range(len(base)), 2)
     noise_ids = [entry.noise_id for entry in base.entries(range(len(base)))]
     latents = pipe(

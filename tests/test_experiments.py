@@ -89,7 +89,7 @@ def test_other_keys_jump_at_the_same_calls_and_land_elsewhere(laboratory: Labora
 def test_an_entrys_own_prompt_lands_on_its_own_value(laboratory: Laboratory, results: Path) -> None:
     jump = redi(RECORDING, 2, 4, weights="nearest").jump
     assert jump is not None
-    base, pipe = laboratory._base(RECORDING, 0), laboratory._pipeline(RECORDING.solver)
+    base, pipe = laboratory.base(RECORDING, 0), laboratory._pipeline(RECORDING.solver)
     entries = base.entries(range(4))
     noise_ids = [entry.noise_id for entry in entries]
     apart = distance_at_value(pipe, base, [entry.prompt for entry in entries], noise_ids, jump)

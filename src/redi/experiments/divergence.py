@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from redi.errors import InputError
-from redi.experiments.paths import path
+from redi.experiments.paths import latents_after
 from redi.knowledge_base import KnowledgeBase
 from redi.theory import Drift, drift_of_noise, lipschitz
 
@@ -71,12 +71,12 @@ def _measure(
     pipe: Any, base: KnowledgeBase, prompts: Sequence[str], noise_ids: Sequence[int], iterations: int
 ) -> Divergence:
     key_step, steps = base.plan.key_step, range(base.plan.key_step, max(base.plan.value_steps) + 1)
-    queries = path(pipe, base, prompts, noise_ids, steps)
+    queries = latents_after(pipe, base, prompts, noise_ids, steps)
     rows = base.search(queries[0].cpu(), noise_ids, 1, key_step).rows[:, 0]
     if (rows < 0).any():
         raise InputError("a noise without entries", expected="an entry for each query's noise")
     near = base.prompts(rows)
-    neighbours = path(pipe, base, near, noise_ids, steps)
+    neighbours = latents_after(pipe, base, near, noise_ids, steps)
     guidance = base.manifest.identity["call"]["guidance_scale"]
     own, others = _conditioning(pipe, prompts), _conditioning(pipe, near)
     pipe.scheduler.set_timesteps(base.plan.num_inference_steps)

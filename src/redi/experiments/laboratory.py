@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 import redi
@@ -20,6 +21,7 @@ from redi.attachment import quiet
 from redi.errors import InputError
 from redi.experiments.divergence import Divergence, measure
 from redi.experiments.other_keys import distance_at_value, estimates, run_to
+from redi.experiments.paths import latents_after
 from redi.experiments.sampling import Recording, Sampling, Scale, Solver, fingerprint
 from redi.generating import generate
 from redi.knowledge_base import NoiseBank
@@ -103,9 +105,9 @@ class Laboratory:
             raise InputError(f"{sampling.label} does not jump", expected="a sampling with a jump")
         if not path.exists():
             jump, prompts = sampling.jump, list(self.prompts(replicate))
-            base = self._base(jump.recording, replicate)
+            base = self.base(jump.recording, replicate)
             pipe = self._pipeline(sampling.solver)
-            found = distance_at_value(pipe, base, prompts, self._noise_ids(len(prompts)), jump)
+            found = distance_at_value(pipe, base, prompts, self.noise_ids(len(prompts)), jump)
             _write_array(path, np.asarray(found))
         return np.asarray(np.load(path), np.float64)
 
@@ -114,11 +116,22 @@ class Laboratory:
         path = self._folder("divergences", recording, replicate) / f"{queries}.npz"
         if not path.exists():
             prompts = list(self.prompts(replicate))[:queries]
-            base = self._base(recording, replicate)
-            found = measure(self._pipeline(recording.solver), base, prompts, self._noise_ids(queries))
+            base = self.base(recording, replicate)
+            found = measure(self._pipeline(recording.solver), base, prompts, self.noise_ids(queries))
             _write_array(path, **asdict(found))
         with np.load(path) as kept:
             return Divergence(**kept)
+
+    def latents(self, recording: Recording, replicate: int, steps: tuple[int, ...]) -> list[Tensor]:
+        """Return the latents (n, 4, 16, 16) of the replicate's prompts after each of the steps, run from its noises."""
+        path = self._folder("paths", recording.solver, replicate) / f"{'-'.join(map(str, steps))}.npz"
+        if not path.exists():
+            prompts, base = list(self.prompts(replicate)), self.base(recording, replicate)
+            pipe = self._pipeline(recording.solver)
+            found = latents_after(pipe, base, prompts, self.noise_ids(len(prompts)), steps, batch_size=self.batch_size)
+            _write_array(path, latents=torch.stack(found).cpu().numpy())
+        with np.load(path) as kept:
+            return list(torch.from_numpy(kept["latents"]))
 
     def prompts(self, replicate: int) -> dict[str, Description]:
         """Return a replicate's held-out prompts and what they ask for."""
@@ -157,10 +170,10 @@ class Laboratory:
     def _run(self, sampling: Sampling, replicate: int) -> tuple[list[Image.Image], list[int], list[bool], float]:
         prompts = list(self.prompts(replicate))
         pipe = self._pipeline(sampling.solver)
-        noise_ids = self._noise_ids(len(prompts))
+        noise_ids = self.noise_ids(len(prompts))
         if sampling.jump is not None:
             jump = sampling.jump
-            base = self._base(jump.recording, replicate)
+            base = self.base(jump.recording, replicate)
             if jump.key != "trajectory":
                 return run_to(estimates(pipe, base, prompts, noise_ids, jump), pipe, base, prompts, noise_ids, jump)
             started = time.perf_counter()
@@ -230,7 +243,7 @@ class Laboratory:
         write_json(path.parent / "sampling.json", {"label": sampling.label, "replicate": replicate, **asdict(sampling)})
         _write_array(path, **arrays)
 
-    def _base(self, recording: Recording, replicate: int) -> redi.KnowledgeBase:
+    def base(self, recording: Recording, replicate: int) -> redi.KnowledgeBase:
         """Return a replicate's base of the recording, building it first, or its rest."""
         *more, last = recording.key_steps
         return redi.build(
@@ -250,7 +263,7 @@ class Laboratory:
             pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **dict(solver.settings))
         return pipe
 
-    def _noise_ids(self, count: int) -> list[int]:
+    def noise_ids(self, count: int) -> list[int]:
         return [place % self.scale.noises for place in range(count)]
 
     def _noise_seeds(self, replicate: int) -> list[int]:
@@ -259,7 +272,7 @@ class Laboratory:
     def _base_prompts(self, replicate: int, count: int) -> list[str]:
         return list(captions(count, seed=_BASE_SEED + replicate, held_out=False))
 
-    def _folder(self, kind: str, what: Sampling | Recording, replicate: int) -> Path:
+    def _folder(self, kind: str, what: Sampling | Recording | Solver, replicate: int) -> Path:
         scale = (self.scale.prompts, self.scale.entries, self.scale.noises)
         rule = combiner(what.jump.weights) if isinstance(what, Sampling) and what.jump else LeastSquares()
         # A rule's constants are not in what a sampling says; other constants are another run.

@@ -16,7 +16,7 @@ from redi.enabling import prepare
 from redi.engine import Jump as EngineJump
 from redi.engine import StopTrajectory, run
 from redi.errors import InputError
-from redi.experiments.paths import path
+from redi.experiments.paths import latents_after
 from redi.experiments.sampling import Jump
 from redi.jumping import JumpPolicy, NoiseWatch
 from redi.knowledge_base import KnowledgeBase
@@ -107,7 +107,7 @@ def distance_at_value(
     given = None if jump.key == "trajectory" else estimates(pipe, base, prompts, noise_ids, jump)
     found: list[float] = []
     for batch in _batches(len(prompts)):
-        (reached,) = path(pipe, base, prompts[batch], noise_ids[batch], [jump.value_step])
+        (reached,) = latents_after(pipe, base, prompts[batch], noise_ids[batch], [jump.value_step])
         if given is None:
             decided = _Decided(base, pipe.scheduler, enabled.rule)
             try:

@@ -29,7 +29,7 @@ class _Path(NoiseWatch):
             raise StopTrajectory
 
 
-def path(
+def latents_after(
     pipe: Any,
     base: KnowledgeBase,
     prompts: Sequence[str],

@@ -9,6 +9,7 @@ from typing import Any
 
 from redi.errors import InputError
 from redi.experiments.bound_section import bound_section
+from redi.experiments.estimates_section import estimates_section
 from redi.experiments.runner import EXPERIMENTS
 from redi.results import write_file
 
@@ -160,6 +161,7 @@ def _families(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, 
 
 SECTIONS: Mapping[str, Callable[[Mapping[str, Any], Path], str]] = {
     "comparison": _comparison,
+    "estimates": estimates_section,
     "bound": bound_section,
 }
 """By kind of result: what returns its section of the page, given the result and the folder of images."""

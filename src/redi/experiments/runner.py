@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from redi.comparison import Column, page
 from redi.errors import InputError
 from redi.experiments.bound import run_bound
+from redi.experiments.estimates import run_estimates
 from redi.experiments.laboratory import Laboratory, Samples
 from redi.experiments.quality import difference, figures
 from redi.experiments.studies import STUDIES, Claim, Study
@@ -129,6 +130,7 @@ def _sheet(study: Study, laboratory: Laboratory, made: dict[str, list[Samples]])
 
 EXPERIMENTS: Mapping[str, Experiment] = {
     **{name: partial(run_study, each) for name, each in STUDIES.items()},
+    "estimates": run_estimates,
     "bound": run_bound,
 }
 """By name, in the order of the report."""

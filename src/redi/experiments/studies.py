@@ -51,6 +51,8 @@ class Study:
 
 PNDM = Recording(Solver("pndm", 50), (10,), (20, 30, 40))
 DPM = Recording(Solver("dpm", 20), (5,), (8, 10, 13, 15))
+SHORTEST = Recording(Solver("dpm", 5), (1, 2), (3, 4))
+SHORT = Recording(Solver("dpm", 10), (1, 2, 3), (4, 5, 6, 7, 8, 9))
 _EVEN: dict[str, bool] = {}
 _KARRAS, _LOG_SNR = {"use_karras_sigmas": True}, {"use_lu_lambdas": True}
 _FEW = (3, 4, 5, 6, 8, 10)
@@ -116,8 +118,11 @@ def rivals() -> Study:
     jumps = []
     for spacing in (_EVEN, _LOG_SNR):
         recording = Recording(Solver("dpm", 10, tuple(spacing.items())), (1, 2), (3, 5, 6, 7, 8))
-        for weights, neighbors in (("least-squares", 4), ("kriging", None)):
-            jumps += [redi(recording, 1, v, weights=weights, neighbors=neighbors) for v in (3, 5, 6, 7, 8)]
+        jumps += [redi(recording, 1, v, neighbors=4) for v in (3, 5, 6, 7, 8)]
+    jumps += [redi(recording, 1, v, weights="kriging") for v in (3, 5)]
+    for key_step, value_steps in ((1, (4, 5, 6, 7, 8)), (2, (4, 6, 7, 8, 9)), (3, (5, 7, 8, 9))):
+        jumps += [redi(SHORT, key_step, v, weights="kriging") for v in value_steps]
+    jumps += [redi(SHORTEST, k, v, weights="kriging") for k, v in ((2, 3), (1, 3), (2, 4), (1, 4))]
     return Study("rivals", "Few calls: ReDi and solvers alone", (full, *plains, *jumps), full, plot=True)
 
 

@@ -1,0 +1,113 @@
+"""Owns the study of estimators of x_v at the same calls; must not know how an estimator works."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from redi.experiments.estimators import ESTIMATORS, Estimator
+from redi.experiments.laboratory import Laboratory
+from redi.experiments.sampling import Recording
+from redi.experiments.studies import SHORT
+from redi.identity import library_versions
+from redi.metrics import mean_interval
+from redi.results import write_json
+
+_UNIT, *_OTHERS = ESTIMATORS
+DEFAULT = "kriging, H=256, bandwidth 3"
+_POOLED = "one kriging for all noises (entries minus their noise's mean)"
+_AHEAD = "kriging, H=256, keys one step ahead"
+
+
+def run_estimates(
+    laboratory: Laboratory, results: Path, *, tell: Callable[[str], None], recording: Recording = SHORT
+) -> dict[str, Any]:
+    """Measure how far each estimate of x_v is from the x_v of the query's own run, for each key step.
+
+    Errors are told as a share of the unit: the distance of the mean of the noise's values, which knows no prompt.
+
+    Args:
+        laboratory: Has the base and the prompts.
+        results: Folder of the results.
+        tell: Told the cost first, then each figure as it comes.
+        recording: The base: all its key steps and its value steps are looked at.
+
+    Returns:
+        What the JSON file holds.
+    """
+    scale = laboratory.scale
+    values = recording.value_steps[len(recording.value_steps) // 2 :: 2]
+    tell(f"estimates: {scale.replicates} x {scale.prompts} queries run to step {max(values)}, no picture is made")
+    errors: dict[tuple[int, int, str], list[NDArray[np.float64]]] = {}
+    for replicate in range(scale.replicates):
+        for key_step in recording.key_steps:
+            for value_step in values:
+                found = _measured(laboratory, recording, replicate, key_step, value_step)
+                for name, each in found.items():
+                    errors.setdefault((key_step, value_step, name), []).append(each)
+    rows = []
+    for (key_step, value_step, name), parts in errors.items():
+        unit = np.concatenate(errors[key_step, value_step, _UNIT])
+        best = np.concatenate(errors[key_step, value_step, DEFAULT])
+        error = np.concatenate(parts)
+        told = mean_interval(error / unit.mean())
+        against = mean_interval((error - best) / unit.mean())
+        row = {"key_step": key_step, "value_step": value_step, "estimator": name}
+        rows.append({**row, "error": asdict(told), "against_default": asdict(against)})
+        tell(f"key {key_step}, v={value_step}, {name}: {told.value:.3f}")
+    result = {
+        "study": "estimates",
+        "kind": "estimates",
+        "scale": asdict(scale),
+        "solver": f"{recording.solver.name}-{recording.solver.steps}",
+        "default": DEFAULT,
+        "versions": library_versions(),
+        "rows": rows,
+    }
+    write_json(results / scale.name / "estimates.json", result)
+    return result
+
+
+def _measured(
+    laboratory: Laboratory, recording: Recording, replicate: int, key_step: int, value_step: int
+) -> dict[str, NDArray[np.float64]]:
+    """Return each estimator's distance (n) to the query's own x_v."""
+    steps = sorted({key_step - 1, key_step, value_step} - {0})
+    paths = dict(zip(steps, laboratory.latents(recording, replicate, tuple(steps)), strict=True))
+    base = laboratory.base(recording, replicate)
+    of_entry = torch.tensor([entry.noise_id for entry in base.entries(range(len(base)))])
+    of_query = torch.tensor(laboratory.noise_ids(len(paths[value_step])))
+    truth = paths[value_step].flatten(1)
+    found: dict[str, Tensor] = {name: torch.empty_like(truth) for name in (*ESTIMATORS, _POOLED)}
+    ahead = key_step - 1 in recording.key_steps
+    if ahead:
+        found[_AHEAD] = torch.empty_like(truth)
+    every = {step: base.keys(range(len(base)), step).flatten(1) for step in recording.key_steps}
+    values = base.values(range(len(base)), value_step).flatten(1)
+    center, middle = (_noise_means(each, of_entry) for each in (every[key_step], values))
+    pooled = ESTIMATORS[DEFAULT](
+        paths[key_step].flatten(1) - center[of_query], every[key_step] - center[of_entry], values - middle[of_entry]
+    )
+    found[_POOLED] = pooled + middle[of_query]
+    for noise_id in sorted(set(of_query.tolist())):
+        rows, asked = of_entry == noise_id, of_query == noise_id
+        keys, queries = every[key_step][rows], paths[key_step].flatten(1)[asked]
+        for name, estimator in ESTIMATORS.items():
+            found[name][asked] = estimator(queries, keys, values[rows])
+        if ahead:
+            before, earlier = every[key_step - 1][rows], paths[key_step - 1].flatten(1)[asked]
+            default: Estimator = ESTIMATORS[DEFAULT]
+            found[_AHEAD][asked] = default(2 * queries - earlier, 2 * keys - before, values[rows])
+    return {name: (each - truth).norm(dim=1).double().numpy() for name, each in found.items()}
+
+
+def _noise_means(latents: Tensor, of_entry: Tensor) -> Tensor:
+    """Return the mean (M, d) of each noise's entries."""
+    return torch.stack([latents[of_entry == noise_id].mean(0) for noise_id in range(int(of_entry.max()) + 1)])

@@ -1,0 +1,46 @@
+"""Owns the report's section on estimators of x_v, from the result's JSON; must not know how it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def estimates_section(result: Mapping[str, Any], images: Path) -> str:
+    """Return the section; it has no plot."""
+    scale, default = result["scale"], result["default"]
+    rows = {(row["estimator"], row["key_step"], row["value_step"]): row for row in result["rows"]}
+    names = list(dict.fromkeys(name for name, _, _ in rows))
+    places = list(dict.fromkeys((key, value) for _, key, value in rows))
+    lines = [
+        f"## Estimates of x_v from the same entries ({result['solver']})",
+        "",
+        f"Distance to the x_v of the prompt's own run, as a share of what the mean of the noise's values has; "
+        f"{scale['replicates']} banks",
+        f"of {scale['noises']} noises, {scale['entries']} entries and {scale['prompts']} held-out prompts each. No "
+        "calls are spent on any of them.",
+        f"Better (+) or worse (-) than the library's *{default}* outside the interval of the paired difference.",
+        "",
+        "| estimator | " + " | ".join(f"key {key}, v={value}" for key, value in places) + " |",
+        "| --- |" + " ---: |" * len(places),
+    ]
+    for name in names:
+        cells = [_cell(rows.get((name, *place))) for place in places]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    better = [name for name in names if _always(rows, name, places, "high")]
+    said = f"Better at every place outside the interval: {', '.join(better) or 'none'}."
+    return "\n".join([*lines, "", said, ""])
+
+
+def _cell(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    apart = row["against_default"]
+    sign = " +" if apart["high"] < 0 else " -" if apart["low"] > 0 else ""
+    return f"{row['error']['value']:.3f}{sign}"
+
+
+def _always(rows: Mapping[Any, Mapping[str, Any]], name: str, places: list[tuple[int, int]], end: str) -> bool:
+    found = [rows[name, *place] for place in places if (name, *place) in rows]
+    return len(found) == len(places) and all(row["against_default"][end] < 0 for row in found)

@@ -1,0 +1,175 @@
+"""Owns ways from one noise's entries to a query's x_v, the library's and others; must not know how they are compared.
+
+``q`` is the query's key (d), ``keys`` (n, d) and ``values`` (n, e) the entries of its noise; all float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from redi.retrieval.weights import Affine, Combiner, Kriging, LeastSquares, Nearest
+
+
+class Estimator(Protocol):
+    """Estimates the values (m, e) of queries (m, d)."""
+
+    def __call__(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Estimate from all entries of one noise."""
+        ...
+
+
+@dataclass(frozen=True)
+class Combined:
+    """A combiner over the nearest entries, as the library does it.
+
+    Args:
+        rule: The weights.
+        neighbors: H.
+    """
+
+    rule: Combiner
+    neighbors: int
+
+    def __call__(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """See :class:`Estimator`."""
+        nearest = torch.cdist(queries, keys).argsort(dim=1)[:, : self.neighbors]
+        found = [
+            self.rule.combine(q, keys[near], values[near]).values for q, near in zip(queries, nearest, strict=True)
+        ]
+        return torch.stack(found)
+
+
+def mean_of_noise(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Estimate the same for every query: what the noise alone says. The unit that errors are told in."""
+    return values.mean(0).expand(len(queries), -1)
+
+
+def softmax(queries: Tensor, keys: Tensor, values: Tensor, *, neighbors: int = 16) -> Tensor:
+    """Weigh the nearest entries by exp(-distance^2 / (2 s^2)), s the distance to the nearest."""
+    distances, nearest = torch.cdist(queries, keys).topk(min(neighbors, len(keys)), largest=False)
+    weights = torch.softmax(-0.5 * (distances / distances[:, :1]).square(), dim=1)
+    return torch.einsum("mh,mhe->me", weights, values[nearest])
+
+
+def ridge_weights(queries: Tensor, keys: Tensor, values: Tensor, *, neighbors: int = 16, share: float = 0.01) -> Tensor:
+    """The paper's least squares over more neighbours, kept small: a ridge of ``share`` of the keys' mean square."""
+    found = []
+    for q, near in zip(queries, torch.cdist(queries, keys).argsort(dim=1)[:, :neighbors], strict=True):
+        center = keys[near].mean(0)
+        offsets = (keys[near] - center).double()
+        gram = offsets @ offsets.T
+        gram += share * gram.diagonal().mean() * torch.eye(len(near), dtype=torch.float64)
+        weights = torch.linalg.solve(gram, offsets @ (q - center).double()).float()
+        found.append(values[near].mean(0) + weights @ (values[near] - values[near].mean(0)))
+    return torch.stack(found)
+
+
+def regression(queries: Tensor, keys: Tensor, values: Tensor, *, share: float = 0.01) -> Tensor:
+    """One linear map from key to value for the whole noise, with a ridge of ``share`` of the keys' mean variance."""
+    center, middle = keys.mean(0), values.mean(0)
+    offsets = (keys - center).double()
+    gram = offsets @ offsets.T  # of entries: as good as that of coordinates, and smaller where entries are few
+    ridge = share * float(offsets.square().sum() / keys.shape[1]) * torch.eye(len(keys), dtype=torch.float64)
+    solved = torch.linalg.solve(gram + ridge, (values - middle).double())
+    estimated: Tensor = middle + (((queries - center).double() @ offsets.T) @ solved).float()
+    return estimated
+
+
+def regression_then(
+    queries: Tensor, keys: Tensor, values: Tensor, *, rest: Callable[[Tensor, Tensor, Tensor], Tensor]
+) -> Tensor:
+    """A regression, and another estimator for what it leaves."""
+    left = values - regression(keys, keys, values)
+    return regression(queries, keys, values) + rest(queries, keys, left)
+
+
+def residual_carried(queries: Tensor, keys: Tensor, values: Tensor, *, neighbors: int = 2) -> Tensor:
+    """The paper's weights, and what they leave of the query carried through the jump by a scale.
+
+    The scale is fitted on entries, each estimated from the others: how much of a key's residual its value keeps.
+    """
+
+    def told(q: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
+        weights = LeastSquares().combine(q, keys[among], values[among]).weights.float()
+        return weights @ values[among], q - weights @ keys[among]
+
+    apart = torch.cdist(keys, keys).fill_diagonal_(torch.inf)
+    up, down = 0.0, 0.0
+    for place in range(0, len(keys), max(1, len(keys) // 64)):
+        estimate, residual = told(keys[place], apart[place].argsort()[:neighbors])
+        up += float(residual @ (values[place] - estimate))
+        down += float(residual @ residual)
+    scale, found = up / max(down, 1e-12), []
+    for q, near in zip(queries, torch.cdist(queries, keys).argsort(dim=1)[:, :neighbors], strict=True):
+        estimate, residual = told(q, near)
+        found.append(estimate + scale * residual)
+    return torch.stack(found)
+
+
+def in_norm(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    *,
+    norm: Callable[[Tensor], Callable[[Tensor], Tensor]],
+    then: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> Tensor:
+    """Another estimator with keys in another norm; ``norm`` of the keys returns the map of keys and queries."""
+    mapped = norm(keys)
+    return then(mapped(queries), mapped(keys), values)
+
+
+def whitened(keys: Tensor) -> Callable[[Tensor], Tensor]:
+    """Principal components, each divided by the fourth root of its strength (and a floor of 2 % of the largest)."""
+    _, strengths, axes = torch.linalg.svd(keys - keys.mean(0), full_matrices=False)
+    turned = axes.T / (strengths / strengths[0] + 0.02).sqrt().sqrt()
+    return lambda latents: latents @ turned
+
+
+def low_frequency(keys: Tensor, *, channels: int = 4) -> Callable[[Tensor], Tensor]:
+    """Latents averaged over 2 x 2 pixels."""
+    side = int((keys.shape[1] // channels) ** 0.5)
+
+    def mapped(latents: Tensor) -> Tensor:
+        square = latents.reshape(len(latents), channels, side, side)
+        pooled: Tensor = torch.nn.functional.avg_pool2d(square, 2)
+        return pooled.flatten(1)
+
+    return mapped
+
+
+def _library(rule: Combiner, neighbors: int | None = None) -> Estimator:
+    return Combined(rule, neighbors or rule.default_neighbors)
+
+
+_DEFAULT = _library(Kriging())
+
+ESTIMATORS: Mapping[str, Estimator] = {
+    "mean of the noise's values": mean_of_noise,
+    "nearest": _library(Nearest()),
+    "least squares, H=1": _library(LeastSquares(), 1),
+    "least squares, H=2": _library(LeastSquares(), 2),
+    "least squares, H=4": _library(LeastSquares(), 4),
+    "least squares, H=16": _library(LeastSquares(), 16),
+    "least squares H=2, residual carried": residual_carried,
+    "affine, H=4": _library(Affine(), 4),
+    "softmax of distance, H=16": softmax,
+    "ridge weights, H=16": ridge_weights,
+    "ridge weights, H=64": partial(ridge_weights, neighbors=64),
+    "kriging, H=32, bandwidth 1": _library(Kriging(bandwidth=1, nugget=1e-3), 32),
+    "kriging, H=64, bandwidth 1": _library(Kriging(bandwidth=1, nugget=1e-3), 64),
+    "kriging, H=64, bandwidth 3": _library(Kriging(), 64),
+    "kriging, H=256, bandwidth 3": _DEFAULT,
+    "kriging, all entries, bandwidth 3": _library(Kriging(), 1 << 20),
+    "kriging, H=256, whitened keys": partial(in_norm, norm=whitened, then=_DEFAULT),
+    "kriging, H=256, low-frequency keys": partial(in_norm, norm=low_frequency, then=_DEFAULT),
+    "one regression per noise": regression,
+    "one regression per noise, kriging of the rest": partial(regression_then, rest=_DEFAULT),
+}
+"""By the name in tables; the first is the unit."""
