@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import lance
@@ -178,3 +179,12 @@ def test_a_base_from_before_codecs_is_read_as_it_was_written(base: KnowledgeBase
     assert '  "values": "float16",\n' in text
     (tmp_path / "old/manifest.json").write_text(text.replace('  "values": "float16",\n', ""))
     assert torch.equal(KnowledgeBase.open(tmp_path / "old").values([3], 7), base.values([3], 7))
+
+
+def test_every_codec_on_offer_costs_at_most_one_percent_in_the_committed_study() -> None:
+    study = json.loads((Path(__file__).parents[1] / "results/small/smaller.json").read_text())
+    exact = {row["label"]: row for row in study["rows"]}
+    assert {row["sampling"]["jump"]["recording"].get("values") for row in study["rows"]} == set(CODECS)
+    for claim in study["claims"]:
+        loss = claim["difference"]["value"] / exact[claim["rival"]][claim["measure"]]["value"]
+        assert (-loss if claim["measure"] == "faithfulness" else loss) <= 0.01, claim["ours"]

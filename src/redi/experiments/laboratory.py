@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -161,8 +161,9 @@ class Laboratory:
                 jump = sampling.jump
                 steps = sampling.solver.steps - (jump.value_step - jump.key_step if jump else 0)
                 calls += steps * self.scale.prompts
-                if jump and not (self._folder("bases", jump.recording, replicate) / "manifest.json").exists():
-                    bases.add((jump.recording, replicate))
+                recorded = jump and replace(jump.recording, values="float16")
+                if recorded and not (self._folder("bases", recorded, replicate) / "manifest.json").exists():
+                    bases.add((recorded, replicate))
         return calls + sum(
             round(recording.share * self.scale.entries) * max(recording.value_steps) for recording, _ in bases
         )
@@ -245,6 +246,13 @@ class Laboratory:
 
     def base(self, recording: Recording, replicate: int) -> redi.KnowledgeBase:
         """Return a replicate's base of the recording, building it first, or its rest."""
+        if recording.values != "float16":
+            folder = self._folder("bases", recording, replicate)
+            if not (folder / "manifest.json").exists():
+                self.base(replace(recording, values="float16"), replicate).save_pretrained(
+                    folder, values=recording.values
+                )
+            return redi.KnowledgeBase.open(folder)
         *more, last = recording.key_steps
         return redi.build(
             self._pipeline(recording.solver),

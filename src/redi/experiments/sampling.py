@@ -35,12 +35,14 @@ class Recording:
         key_steps: Completed steps of the keys, in one pass.
         value_steps: Completed steps of the values.
         share: Of the scale's entries.
+        values: How values are kept: "float16", or a codec of fewer bits.
     """
 
     solver: Solver
     key_steps: tuple[int, ...]
     value_steps: tuple[int, ...]
     share: float = 1.0
+    values: str = "float16"
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,8 @@ class Sampling:
             return solver
         jump = self.jump
         count = f" H={jump.neighbors}" if jump.neighbors else ""
-        return f"ReDi {solver} {jump.key_step}->{jump.value_step} {jump.weights}{count}{_KEYS[jump.key]}"
+        kept = "" if jump.recording.values == "float16" else f", {jump.recording.values} values"
+        return f"ReDi {solver} {jump.key_step}->{jump.value_step} {jump.weights}{count}{_KEYS[jump.key]}{kept}"
 
 
 def plain(name: str, steps: int, **settings: Any) -> Sampling:

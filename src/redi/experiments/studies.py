@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from redi.experiments.sampling import Recording, Sampling, Solver, plain, redi
 
@@ -126,8 +126,24 @@ def rivals() -> Study:
     return Study("rivals", "Few calls: ReDi and solvers alone", (full, *plains, *jumps), full, plot=True)
 
 
+def smaller() -> Study:
+    """What values of 8 and 4 bits cost: the paper's DPM-Solver jumps, from values as recorded and from smaller ones."""
+    full = plain("dpm", 20)
+    rows, claims = [], []
+    for value_step in (15, 13, 10, 8):
+        exact = redi(DPM, 5, value_step, neighbors=2)
+        less = [redi(replace(DPM, values=codec), 5, value_step, neighbors=2) for codec in ("int8", "nf4")]
+        rows += [exact, *less]
+        claims += [
+            Claim(each.label, exact.label, measure)
+            for each in less
+            for measure in ("frechet", "faithfulness", "closeness")
+        ]
+    return Study("smaller", "Values of fewer bits: DPM-Solver++(2M), 20 steps", tuple(rows), full, tuple(claims))
+
+
 def _no_worse(ours: Sampling, rival: Sampling) -> tuple[Claim, ...]:
     return tuple(Claim(ours.label, rival.label, measure) for measure in ("frechet", "faithfulness"))
 
 
-STUDIES: Mapping[str, Study] = {each.name: each for each in (table1(), table2(), table3(), rivals())}
+STUDIES: Mapping[str, Study] = {each.name: each for each in (table1(), table2(), table3(), rivals(), smaller())}
