@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from redi.experiments.bound import predictions, rank_correlation, run_bound
+from redi.experiments.bound import predictions, run_bound
 from redi.experiments.laboratory import Laboratory
 from redi.experiments.report import write_report
 from redi.experiments.sampling import Recording, Scale, Solver
+from redi.metrics import rank_correlation
 
 TINY = Scale("tiny", prompts=4, entries=12, noises=2, replicates=1, reference=40)
 RECORDING = Recording(Solver("dpm", 6), (2,), (3, 4))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from redi.building import build
+    from redi.calibrating import calibrate
     from redi.enabling import disable, enable, reports, summary
     from redi.errors import RediError
     from redi.generating import generate, stylize
@@ -34,6 +35,7 @@ __all__ = [
     "Report",
     "__version__",
     "build",
+    "calibrate",
     "disable",
     "enable",
     "generate",
@@ -49,6 +51,7 @@ _HOMES = {
     "RediError": "redi.errors",
     "Report": "redi.retrieval",
     "build": "redi.building",
+    "calibrate": "redi.calibrating",
     "disable": "redi.enabling",
     "enable": "redi.enabling",
     "generate": "redi.generating",

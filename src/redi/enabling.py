@@ -13,12 +13,13 @@ from os import PathLike
 from typing import Any, TypedDict
 
 from redi.attachment import intercept_calls, interception_of, release
+from redi.calibrations import Way, read
 from redi.compatibility import check_pipeline, complete_call, pipeline_differences
 from redi.errors import InputError, KnowledgeBaseError, RediError, RetrievalError, warn
 from redi.jumping import JumpPolicy, JumpRule
 from redi.knowledge_base import KnowledgeBase, describe_differences
 from redi.reporting import reported_call
-from redi.retrieval import Combiner, Gate, Limit, Report, combiner, format_reports, gates_by_step
+from redi.retrieval import SCORES, Combiner, Gate, Limit, Report, combiner, format_reports, gates_by_step
 
 DEFAULT_QUANTILE = 0.9
 """The gate that is used when none is named, as a quantile of the base's own leave-one-out distances."""
@@ -33,6 +34,7 @@ class JumpOptions(TypedDict, total=False):
     weights: str | Combiner
     max_distance: Limit | None
     quantile: Limit | None
+    max_loss: float | None
     strict: bool
     allow_stochastic: bool
 
@@ -90,6 +92,7 @@ def enable(
     weights: str | Combiner = "least-squares",
     max_distance: Limit | None = None,
     quantile: Limit | None = None,
+    max_loss: float | None = None,
     strict: bool = False,
     allow_stochastic: bool = False,
 ) -> Enabled:
@@ -111,6 +114,8 @@ def enable(
             from the latest step whose limit its nearest neighbour meets, and beyond all of them it runs in full.
         quantile: The same as a quantile of the base's own leave-one-out distances; DEFAULT_QUANTILE if you name
             neither and the base is finished.
+        max_loss: In place of ``value_step`` and a limit: let each image choose its own step so that the mean loss stays
+            below this, at the fewest calls. Needs :func:`redi.calibrate`, whose unit it is in.
         strict: Raise where an image would run in full because its noise is foreign or its retrieval failed; by
             default it warns.
         allow_stochastic: Run samplers that add noise (ancestral, SDE, ``eta``), with a warning: the theory is of ODEs.
@@ -123,7 +128,8 @@ def enable(
         InputError: ``neighbors`` is not a number of at least 1; or limits of several value steps do not shrink from
             step to step, or stand beside ``value_step``.
         RetrievalError: ``weights`` is unknown, or the gate is out of range.
-        KnowledgeBaseError: The base is missing, damaged or empty, or a quantile is asked of an unfinished one.
+        KnowledgeBaseError: The base is missing, damaged or empty, or a quantile is asked of an unfinished one, or
+            ``max_loss`` of one that is not calibrated for this key step and these weights, or has grown since.
         UnsupportedError: redi has not been tested with this pipeline or scheduler.
         IncompatibleError: The pipeline is not the one that the base was built with; both sides are printed.
     """
@@ -136,6 +142,7 @@ def enable(
         weights=weights,
         max_distance=max_distance,
         quantile=quantile,
+        max_loss=max_loss,
         strict=strict,
         allow_stochastic=allow_stochastic,
     )
@@ -153,12 +160,13 @@ def prepare(
     weights: str | Combiner = "least-squares",
     max_distance: Limit | None = None,
     quantile: Limit | None = None,
+    max_loss: float | None = None,
     strict: bool = False,
     allow_stochastic: bool = False,
 ) -> Enabled:
     """Check everything that :func:`enable` checks, and leave the pipeline as it is."""
     base = open_base(kb)
-    gates = _asked(base, value_step, max_distance, quantile)
+    gates = _asked(base, value_step, max_distance, quantile) if max_loss is None else {}
     key_step, _ = base.plan.choose(key_step)
     rule = combiner(weights)
     neighbors = rule.default_neighbors if neighbors is None else neighbors
@@ -166,6 +174,9 @@ def prepare(
         raise InputError(f"neighbors={neighbors!r}", expected="a whole number of at least 1")
     check_pipeline(base, pipe, allow_stochastic=allow_stochastic)
     resolved = {step: _resolved(base, gate, key_step) for step, gate in gates.items()}
+    if max_loss is not None:
+        beside = {"value_step": value_step, "max_distance": max_distance, "quantile": quantile}
+        resolved = _promised(base, max_loss, Way.of(key_step, neighbors, rule), beside)
     return Enabled(pipe, base, JumpRule(key_step, resolved, neighbors, rule, strict, allow_stochastic))
 
 
@@ -244,9 +255,23 @@ def _asked(
     return gates
 
 
+def _promised(base: KnowledgeBase, max_loss: float, way: Way, beside: Mapping[str, Any]) -> dict[int, Gate]:
+    """Return the gates that keep a base's mean loss below ``max_loss``, by its calibration."""
+    given = {name: value for name, value in beside.items() if value is not None}
+    if given:
+        raise InputError(
+            f"max_loss={max_loss!r} beside {', '.join(f'{name}={value!r}' for name, value in given.items())}",
+            expected="max_loss alone: it chooses value steps and limits",
+        )
+    return read(base, way).choose(max_loss).gates
+
+
 def _told(gate: Gate) -> str:
-    limit = gate.max_distance
-    return "no gate" if limit is None or math.isinf(limit) else f"up to distance {limit:.4g}"
+    for what in SCORES:
+        limit = getattr(gate, f"max_{what}")
+        if limit is not None and not math.isinf(limit):
+            return f"up to {what} {limit:.4g}"
+    return "no gate"
 
 
 def _resolved(base: KnowledgeBase, asked: Gate, key_step: int) -> Gate:

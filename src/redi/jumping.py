@@ -173,9 +173,10 @@ class JumpPolicy(NoiseWatch):
         noise_ids = [self.noise_ids[image] for image in images]
         found = base.search(queries, noise_ids, rule.neighbors, rule.key_step, queries.device)
         neighbors = [row[row >= 0] for row in found.rows]
+        explained = self._explained(on_host, neighbors)
         seen = []
-        for noise_id, near, distances in zip(noise_ids, neighbors, found.distances, strict=True):
-            value_step, reason = choose_step(rule.gates, float(distances[0]))
+        for noise_id, near, distances, made in zip(noise_ids, neighbors, found.distances, explained, strict=True):
+            value_step, reason = choose_step(rule.gates, float(distances[0]), made)
             seen.append(Decision(noise_id, reason, near.tolist(), distances[: len(near)], value_step))
 
         pairs: dict[int, tuple[Tensor, Tensor]] = {}  # keys and values by place; each value step is read at once
@@ -205,6 +206,15 @@ class JumpPolicy(NoiseWatch):
                 decision = self._failed(image, error)
             decisions.append(decision)
         return decisions
+
+    def _explained(self, on_host: Tensor, neighbors: Sequence[Tensor]) -> list[Combination | None]:
+        """Return how the keys of each query's neighbours explain it, where a gate asks; the values are not read yet."""
+        asked = any(gate.needs_weights for gate in self.rule.gates.values())
+        if not asked or not any(map(len, neighbors)):
+            return [None] * len(neighbors)
+        read = self.base.keys(torch.cat(list(neighbors)), self.rule.key_step)
+        keys = torch.split(read, [len(rows) for rows in neighbors])
+        return [self._combined(query, own, own) if len(own) else None for query, own in zip(on_host, keys, strict=True)]
 
     def _combined(self, query: Tensor, keys: Tensor, values: Tensor) -> Combination:
         made = self.rule.combiner.combine(query.float(), keys, values)

@@ -59,6 +59,22 @@ def encoded(sample: Any, sampling_rate: int | None = None) -> tuple[str, bytes]:
     return ".wav", buffer.getvalue()
 
 
+def numbers(sample: Any) -> npt.NDArray[np.float32]:
+    """Return the numbers of a sample: pixels (h, w, 3) or frames (f, h, w, 3) of 0 to 1, or a waveform.
+
+    Raises:
+        InputError: It has none.
+    """
+    if isinstance(sample, Image.Image):
+        return np.asarray(sample.convert("RGB")).astype(np.float32) / np.float32(255)
+    if isinstance(sample, list):
+        return np.stack([numbers(frame) for frame in sample])
+    found = _array(sample)
+    if found is None:
+        raise InputError(f"a {type(sample).__name__}", expected="a picture, frames or sound")
+    return found
+
+
 def _frames(sample: Any) -> list[Image.Image]:
     """Return the pictures that a sample shows, none if it is sound."""
     if isinstance(sample, Image.Image):

@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from redi.cli.build import build
+from redi.cli.calibrate import calibrate
 from redi.cli.demo import demo
 from redi.cli.experiments import experiments_app
 from redi.cli.generate import generate
@@ -79,7 +80,7 @@ def _options(
     pass
 
 
-for _command in (build, inspect, generate, stylize, push, pull, compact, merge, remove, split, demo):
+for _command in (build, inspect, calibrate, generate, stylize, push, pull, compact, merge, remove, split, demo):
     app.command()(_command)
 app.add_typer(miniature_app, name="miniature")
 app.add_typer(experiments_app, name="experiments")

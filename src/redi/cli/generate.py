@@ -19,6 +19,7 @@ def generate(
     weights: options.Weights = "least-squares",
     max_distance: options.MaxDistance = None,
     quantile: options.Quantile = None,
+    max_loss: options.MaxLoss = None,
     seed: options.Seed = 0,
     batch_size: options.BatchSize = 16,
     compare: options.Compare = False,
@@ -56,5 +57,6 @@ def generate(
         weights=weights,
         max_distance=options.limit(max_distance),
         quantile=options.limit(quantile),
+        max_loss=max_loss,
         strict=strict,
     )

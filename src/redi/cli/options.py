@@ -150,6 +150,15 @@ Quantile = Annotated[
         callback=checked_limit,
     ),
 ]
+MaxLoss = Annotated[
+    float | None,
+    typer.Option(
+        "--max-loss",
+        help="In place of --value-step and a limit: let each picture choose its own step so that the mean loss stays "
+        "below this, at the fewest calls. Needs redi calibrate.",
+        metavar="X",
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", help="Chooses the noises from the base's bank.", min=0, metavar="N")]
 Compare = Annotated[
     bool, typer.Option("--compare", help="Also run in full from the same noise, and write both side by side.")

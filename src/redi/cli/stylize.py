@@ -23,6 +23,7 @@ def stylize(
     weights: options.Weights = "least-squares",
     max_distance: options.MaxDistance = None,
     quantile: options.Quantile = None,
+    max_loss: options.MaxLoss = None,
     seed: options.Seed = 0,
     batch_size: options.BatchSize = 16,
     compare: options.Compare = False,
@@ -59,5 +60,6 @@ def stylize(
         weights=weights,
         max_distance=options.limit(max_distance),
         quantile=options.limit(quantile),
+        max_loss=max_loss,
         strict=strict,
     )

@@ -15,7 +15,7 @@ from redi.experiments.laboratory import Laboratory
 from redi.experiments.sampling import Recording
 from redi.experiments.studies import DPM
 from redi.identity import library_versions
-from redi.metrics import resampled_interval
+from redi.metrics import rank_correlation, resampled_interval
 from redi.results import write_json
 from redi.theory import chained_bound
 
@@ -95,19 +95,6 @@ def predictions(found: Divergence, pieces: int) -> dict[str, _Numbers]:
         "L of each step, and mu": chained_bound(start, rates, gaps, times),
         "distance and mu, L = 0": chained_bound(start, nothing, gaps, times),
     }
-
-
-def rank_correlation(one: _Numbers, other: _Numbers) -> float:
-    """Return Spearman's: the correlation of ranks, equal numbers sharing theirs; 0 where all are equal."""
-    first, second = (_ranks(each) for each in (one, other))
-    if first.std() == 0 or second.std() == 0:
-        return 0.0
-    return float(np.corrcoef(first, second)[0, 1])
-
-
-def _ranks(numbers: _Numbers) -> _Numbers:
-    _, place, counts = np.unique(numbers, return_inverse=True, return_counts=True)
-    return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[place], np.float64)
 
 
 def _against(predicted: _Numbers, observed: _Numbers, key: _Numbers) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Owns the way from neighbours to a value: weights, gate and the report per image; must not know files or pipelines."""
 
-from redi.retrieval.gate import Gate, Limit, choose_step, gates_by_step
+from redi.retrieval.gate import SCORES, Gate, Limit, choose_step, gates_by_step
 from redi.retrieval.report import Neighbor, Report, format_reports
 from redi.retrieval.weights import (
     COMBINERS,
@@ -15,6 +15,7 @@ from redi.retrieval.weights import (
 
 __all__ = [
     "COMBINERS",
+    "SCORES",
     "Affine",
     "Combination",
     "Combiner",

@@ -12,35 +12,45 @@ import torch
 from torch import Tensor
 
 from redi.errors import InputError, RetrievalError
+from redi.retrieval.weights import Combination
 
 Limit = float | Mapping[int, float]
 """One limit for one value step, or a limit for each of several value steps."""
 
+SCORES = ("distance", "residual", "variance")
+"""What a gate can look at before an image jumps; the last two come of the weights."""
+
 
 @dataclass(frozen=True)
 class Gate:
-    """How near the nearest neighbour must be for an image to jump.
+    """How near the nearest neighbour must be for an image to jump, or how well its neighbours must explain it.
 
     Args:
         max_distance: Largest L2 distance, in the units of the latents; beyond it the image abstains.
         quantile: The same as a quantile (0 to 1) of the base's own leave-one-out distances: 0.9 lets pass what is as
             near as nine tenths of the base's entries are to each other. Resolve it with :meth:`resolve` first.
-            Name one of the two; with neither, every image that has a neighbour jumps.
+        max_residual: Largest residual (what the weights leave of the query, see ``Combination.residual``).
+        max_variance: Largest variance, of weights that have one (kriging).
+            Name one of the four; with none, every image that has a neighbour jumps.
 
     Raises:
-        RetrievalError: Both are given, or one is out of range.
+        RetrievalError: Two are given, or one is out of range.
     """
 
     max_distance: float | None = None
     quantile: float | None = None
+    max_residual: float | None = None
+    max_variance: float | None = None
 
     def __post_init__(self) -> None:
-        if self.max_distance is not None and self.quantile is not None:
+        given = {name: limit for name, limit in vars(self).items() if limit is not None}
+        if len(given) > 1:
             raise RetrievalError(
-                f"max_distance={self.max_distance!r} and quantile={self.quantile!r}", expected="one of the two"
+                " and ".join(f"{name}={limit!r}" for name, limit in given.items()), expected="one of them"
             )
-        if self.max_distance is not None and not (_is_number(self.max_distance) and self.max_distance >= 0):
-            raise RetrievalError(f"max_distance={self.max_distance!r}", expected="a distance of at least 0")
+        for name in given.keys() - {"quantile"}:
+            if not (_is_number(given[name]) and given[name] >= 0):
+                raise RetrievalError(f"{name}={given[name]!r}", expected=f"a {name.removeprefix('max_')} of at least 0")
         if self.quantile is not None and not (_is_number(self.quantile) and 0 <= self.quantile <= 1):
             raise RetrievalError(f"quantile={self.quantile!r}", expected="a number from 0 to 1")
 
@@ -73,18 +83,24 @@ class Gate:
         above = min(below + 1, len(ordered) - 1)
         return float(torch.lerp(ordered[below], ordered[above], position - below))
 
+    @property
+    def needs_weights(self) -> bool:
+        """Whether it looks at what only the weights tell."""
+        return self.max_residual is not None or self.max_variance is not None
+
     def resolve(self, leave_one_out: Tensor | None = None) -> Gate:
         """Return the gate with its quantile replaced by the distance that it means for one base."""
         return self if self.quantile is None else Gate(max_distance=self.threshold(leave_one_out))
 
-    def decide(self, distance: float) -> str | None:
+    def decide(self, distance: float, made: Combination | None = None) -> str | None:
         """Return why an image whose nearest neighbour is this far abstains, or None if it jumps.
 
         Args:
             distance: L2 to the nearest neighbour; infinity if there is none.
+            made: What its neighbours make of it; asked by a limit of residual or variance.
 
         Raises:
-            RetrievalError: The gate's quantile has not been resolved.
+            RetrievalError: The gate's quantile has not been resolved, or weights that were not made are needed.
         """
         if self.quantile is not None:
             raise RetrievalError(
@@ -96,22 +112,33 @@ class Gate:
             return "no neighbour"
         if self.max_distance is not None and distance > self.max_distance:
             return f"too far: nearest neighbour at {distance:.4g}, limit {self.max_distance:.4g}"
+        for what, limit in (("residual", self.max_residual), ("variance", self.max_variance)):
+            if limit is None:
+                continue
+            found = getattr(made, what, None)
+            if found is None:
+                raise RetrievalError(f"a gate of {what} without one", expected="weights that tell it")
+            if not found <= limit:
+                return f"not explained: the neighbours' {what} is {found:.4g}, limit {limit:.4g}"
         return None
 
 
-def choose_step(gates: Mapping[int, Gate], distance: float) -> tuple[int | None, str | None]:
+def choose_step(
+    gates: Mapping[int, Gate], distance: float, made: Combination | None = None
+) -> tuple[int | None, str | None]:
     """Return the latest value step whose gate lets an image jump, or None and why it abstains at all of them.
 
     Args:
         gates: By value step; resolved.
         distance: L2 to the nearest neighbour; infinity if there is none.
+        made: As of :meth:`Gate.decide`.
 
     Raises:
-        RetrievalError: A gate's quantile has not been resolved.
+        RetrievalError: As of :meth:`Gate.decide`.
     """
     reason = None
     for value_step in sorted(gates, reverse=True):
-        reason = gates[value_step].decide(distance)
+        reason = gates[value_step].decide(distance, made)
         if reason is None:
             return value_step, None
     return None, reason
