@@ -22,6 +22,7 @@ DOCUMENTS = (
     "CHANGELOG.md",
     "docs/design.md",
     "docs/cli.md",
+    "docs/calibrating.md",
     "docs/combining.md",
     "docs/solvers.md",
     "docs/pipelines.md",
