@@ -11,6 +11,7 @@ from torch import Tensor
 
 from redi.errors import KnowledgeBaseError
 from redi.knowledge_base import EntryBatch, KnowledgeBase, Manifest, NoiseBank
+from redi.knowledge_base.growth import Growth, add_grown
 from redi.plan import Plan
 
 SHAPE = (4, 4, 4)
@@ -120,3 +121,10 @@ def hold_lock(path: str, channel: Connection) -> None:
     with KnowledgeBase.open(path).lock():
         channel.send("held")
         channel.recv()
+
+
+def grow_alone(path: str, first: int) -> None:
+    """Add six units as growth does, beside others that do the same."""
+    base = KnowledgeBase.open(path)
+    for unit in range(first, first + 6):
+        add_grown(base, unit_batch(unit), Growth(), {}, 1.0)

@@ -20,6 +20,7 @@ from redi.knowledge_base.upkeep import Where, merge, merge_into, remove, split
 from small_base import PLAN, ROWS, bank, check_contents, create, filled, manifest, unit_batch
 
 PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["torch"])  # Lance is not fork-safe; it is imported in the child
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from redi.errors import RediError
     from redi.generating import generate, stylize
     from redi.knowledge_base import KnowledgeBase
+    from redi.knowledge_base.growth import Growth
     from redi.plan import Plan
     from redi.retrieval import Gate, Report
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Gate",
+    "Growth",
     "KnowledgeBase",
     "Plan",
     "RediError",
@@ -46,6 +48,7 @@ __all__ = [
 
 _HOMES = {
     "Gate": "redi.retrieval",
+    "Growth": "redi.knowledge_base.growth",
     "KnowledgeBase": "redi.knowledge_base",
     "Plan": "redi.plan",
     "RediError": "redi.errors",

@@ -36,6 +36,12 @@ def refuse_untested_caches(pipe: Any) -> None:
             )
 
 
+def has_caches(pipe: Any) -> bool:
+    """Say whether a network reuses features of other steps, so that its trajectories are approximate."""
+    networks: list[Any] = _networks(pipe)
+    return any(getattr(each, "_cache_config", None) is not None or _deepcache_helpers(each) for each in networks)
+
+
 def refresh_caches(pipe: Any) -> None:
     """Let every cache in the pipeline's networks forget, so that the next evaluation computes everything."""
     network: Any

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from os import PathLike
 from typing import Any, TypedDict
 
@@ -16,8 +17,10 @@ from redi.attachment import intercept_calls, interception_of, release
 from redi.calibrations import Way, read
 from redi.compatibility import check_pipeline, complete_call, pipeline_differences
 from redi.errors import InputError, KnowledgeBaseError, RediError, RetrievalError, warn
+from redi.growing import Grower, GrowingPolicy
 from redi.jumping import JumpPolicy, JumpRule
 from redi.knowledge_base import KnowledgeBase, describe_differences
+from redi.knowledge_base.growth import Growth
 from redi.reporting import reported_call
 from redi.retrieval import SCORES, Combiner, Gate, Limit, Report, combiner, format_reports, gates_by_step
 
@@ -37,6 +40,7 @@ class JumpOptions(TypedDict, total=False):
     max_loss: float | None
     strict: bool
     allow_stochastic: bool
+    grow: bool | Growth
 
 
 class Enabled:
@@ -47,20 +51,33 @@ class Enabled:
         pipe: The pipeline.
         base: The knowledge base.
         rule: How images jump.
+        grower: Adds images that run in full to the base; None if it does not grow.
         reports: One per image of the latest call.
     """
 
-    def __init__(self, pipe: Any, base: KnowledgeBase, rule: JumpRule) -> None:
-        self.pipe, self.base, self.rule = pipe, base, rule
+    def __init__(self, pipe: Any, base: KnowledgeBase, rule: JumpRule, grower: Grower | None = None) -> None:
+        self.pipe, self.base, self.rule, self.grower = pipe, base, rule, grower
         self.reports: list[Report] = []
+
+    def policy(self) -> JumpPolicy:
+        """Return what decides the images of one call, with the base as it is on the disk now."""
+        with suppress(KnowledgeBaseError):  # what was read of a base that vanished serves as far as it goes
+            self.base = self.base.current()
+        if self.grower is None:
+            return JumpPolicy(self.base, self.pipe.scheduler, self.rule)
+        return GrowingPolicy(self.base, self.pipe.scheduler, self.rule, self.grower)
+
+    def close(self) -> None:
+        """Store what waits to be added to the base."""
+        if self.grower is not None:
+            self.grower.close()
 
     def __call__(self, pipe: Any, call: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Make one call of the pipeline (Algorithm 2); returns what the pipeline returns."""
         self.reports = []
         arguments = complete_call(self.base, pipe, call, args, kwargs)
         check_pipeline(self.base, pipe, allow_stochastic=self.rule.allow_stochastic)
-        policy = JumpPolicy(self.base, pipe.scheduler, self.rule)
-        output, self.reports = reported_call(pipe, call, arguments, policy)
+        output, self.reports = reported_call(pipe, call, arguments, self.policy())
         return output
 
     def __enter__(self) -> Enabled:
@@ -69,6 +86,7 @@ class Enabled:
     def __exit__(self, *exception: object) -> None:
         if _enabled(self.pipe) is self:
             release(self.pipe)
+        self.close()
 
     def __repr__(self) -> str:
         rule, last = self.rule, self.base.plan.num_inference_steps
@@ -95,6 +113,7 @@ def enable(
     max_loss: float | None = None,
     strict: bool = False,
     allow_stochastic: bool = False,
+    grow: bool | Growth = False,
 ) -> Enabled:
     """Let every ``pipe(...)`` jump by the trajectories of a knowledge base (Algorithm 2), until :func:`disable`.
 
@@ -119,6 +138,7 @@ def enable(
         strict: Raise where an image would run in full because its noise is foreign or its retrieval failed; by
             default it warns.
         allow_stochastic: Run samplers that add noise (ancestral, SDE, ``eta``), with a warning: the theory is of ODEs.
+        grow: Add images that run in full to the base, in the background; a ``Growth`` says how far and what goes then.
 
     Returns:
         What is enabled; use it in a ``with`` statement to disable at its end.
@@ -145,7 +165,9 @@ def enable(
         max_loss=max_loss,
         strict=strict,
         allow_stochastic=allow_stochastic,
+        grow=grow,
     )
+    disable(pipe)
     intercept_calls(pipe, enabled)
     return enabled
 
@@ -163,6 +185,7 @@ def prepare(
     max_loss: float | None = None,
     strict: bool = False,
     allow_stochastic: bool = False,
+    grow: bool | Growth = False,
 ) -> Enabled:
     """Check everything that :func:`enable` checks, and leave the pipeline as it is."""
     base = open_base(kb)
@@ -177,7 +200,12 @@ def prepare(
     if max_loss is not None:
         beside = {"value_step": value_step, "max_distance": max_distance, "quantile": quantile}
         resolved = _promised(base, max_loss, Way.of(key_step, neighbors, rule), beside)
-    return Enabled(pipe, base, JumpRule(key_step, resolved, neighbors, rule, strict, allow_stochastic))
+    grower = None
+    if grow is not False:
+        if allow_stochastic:
+            raise InputError("grow beside allow_stochastic", expected="entries that follow from prompt and noise alone")
+        grower = Grower(base, Growth() if grow is True else grow)
+    return Enabled(pipe, base, JumpRule(key_step, resolved, neighbors, rule, strict, allow_stochastic), grower)
 
 
 def open_base(kb: KnowledgeBase | str | PathLike[str]) -> KnowledgeBase:
@@ -194,8 +222,11 @@ def open_base(kb: KnowledgeBase | str | PathLike[str]) -> KnowledgeBase:
 
 
 def disable(pipe: Any) -> None:
-    """Give a pipeline its own call back; one that is not enabled stays as it is."""
+    """Give a pipeline its own call back, and store what waits to be added; one that is not enabled stays as it is."""
+    enabled = _enabled(pipe)
     release(pipe)
+    if enabled is not None:
+        enabled.close()
 
 
 def reports(pipe: Any) -> list[Report]:

@@ -17,7 +17,7 @@ from redi.building.checks import warn_of_long_prompts
 from redi.compatibility import call_arguments, check_pipeline, complete_call
 from redi.enabling import JumpOptions, open_base, prepare
 from redi.errors import InputError, NoiseError, UnsupportedError
-from redi.jumping import JumpPolicy, NoiseWatch
+from redi.jumping import NoiseWatch
 from redi.knowledge_base import KnowledgeBase
 from redi.modular import samples_of
 from redi.reporting import reported_call
@@ -85,7 +85,10 @@ def generate(
     """
     enabled = prepare(pipe, kb, **options)
     order = _order(pipe, enabled.base, prompts, seed, noise_ids, batch_size)
-    return _generations(order, partial(JumpPolicy, enabled.base, pipe.scheduler, enabled.rule), compare, progress)
+    try:
+        return _generations(order, enabled.policy, compare, progress)
+    finally:
+        enabled.close()
 
 
 def full(
@@ -132,7 +135,10 @@ def stylize(
         raise InputError(f"style={style!r}", expected="words to append to the prompts, such as 'as a mosaic'")
     enabled = prepare(pipe, kb, **options)
     order = _order(pipe, enabled.base, prompts, seed, noise_ids, batch_size, style)
-    return _generations(order, partial(JumpPolicy, enabled.base, pipe.scheduler, enabled.rule), compare, progress)
+    try:
+        return _generations(order, enabled.policy, compare, progress)
+    finally:
+        enabled.close()
 
 
 @dataclass(frozen=True)

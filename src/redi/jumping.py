@@ -12,7 +12,7 @@ from torch import Tensor
 from redi.engine import Jump
 from redi.errors import KnowledgeBaseError, NoiseError, RetrievalError
 from redi.knowledge_base import KnowledgeBase
-from redi.retrieval import Combination, Combiner, Gate, Neighbor, choose_step
+from redi.retrieval import Combination, Combiner, Gate, Neighbor, Report, choose_step
 
 INDEPENDENT = -1
 """The noise id of every entry of a base with independent noise: one partition, whatever the query's noise."""
@@ -99,6 +99,9 @@ class NoiseWatch:
 
     def on_step(self, completed: int, latents: Tensor) -> None:
         """Do nothing."""
+
+    def ended(self, pipe: Any, arguments: Mapping[str, Any], reports: Sequence[Report], *, swapped: bool) -> None:
+        """Hear what became of a call's images; ``swapped`` if other prompts guided them after the key step."""
 
 
 class JumpPolicy(NoiseWatch):

@@ -74,7 +74,9 @@ def reported_call(
     for warning in policy.warnings:
         warn(warning)
     prompts = list(tail_prompts) if tail_prompts else _prompts_of(arguments)
-    return output, _reports(pipe, policy, prompts, neighbors, statistics, total, reading)
+    reports = _reports(pipe, policy, prompts, neighbors, statistics, total, reading)
+    policy.ended(pipe, arguments, reports, swapped=tail is not None)
+    return output, reports
 
 
 def _samples_of(arguments: Mapping[str, Any]) -> int:

@@ -15,7 +15,6 @@ from redi.cli.calibrate import calibrate
 from redi.cli.demo import demo
 from redi.cli.experiments import experiments_app
 from redi.cli.generate import generate
-from redi.cli.index import index
 from redi.cli.inspect import inspect
 from redi.cli.miniature import miniature_app
 from redi.cli.share import pull, push
@@ -81,7 +80,7 @@ def _options(
     pass
 
 
-for _command in (build, index, inspect, calibrate, generate, stylize, push, pull, compact, merge, remove, split, demo):
+for _command in (build, inspect, calibrate, generate, stylize, push, pull, compact, merge, remove, split, demo):
     app.command()(_command)
 app.add_typer(miniature_app, name="miniature")
 app.add_typer(experiments_app, name="experiments")

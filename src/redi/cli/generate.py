@@ -24,6 +24,10 @@ def generate(
     batch_size: options.BatchSize = 16,
     compare: options.Compare = False,
     strict: options.Strict = False,
+    grow: options.Grow = False,
+    capacity: options.Capacity = None,
+    capacity_size: options.CapacitySize = None,
+    eviction: options.Eviction = "aged",
     out: options.Out = Path("pictures"),
     device: options.Device = None,
 ) -> None:
@@ -37,8 +41,10 @@ def generate(
       redi generate "a red cat on the grass" "two boats at night" --kb my-base --compare
       redi generate --prompts captions.txt --kb my-base --value-step 30 --weights kriging
       redi generate --prompts captions.txt --kb my-base --quantile 20:0.95,40:0.5
+      redi generate --prompts captions.txt --kb my-base --grow --capacity-size 2GB
     """
     from redi.cli.run import run_and_write
+    from redi.knowledge_base.growth import Growth
 
     run_and_write(
         "generate",
@@ -59,4 +65,5 @@ def generate(
         quantile=options.limit(quantile),
         max_loss=max_loss,
         strict=strict,
+        grow=Growth(capacity, options.size(capacity_size), eviction) if grow else False,
     )

@@ -80,6 +80,24 @@ def one_of(names: Collection[str]) -> Callable[[str | None], str | None]:
     return check
 
 
+def size(text: str | None) -> int | None:
+    """Read bytes such as ``500MB`` or ``2GB``."""
+    units = {"kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+    if text is None:
+        return None
+    number, unit = text[:-2], text[-2:]
+    try:
+        return int(float(number) * units[unit])
+    except (KeyError, ValueError, OverflowError):
+        raise typer.BadParameter(f"{text!r} is not a size such as 500MB or 2GB") from None
+
+
+def checked_size(text: str | None) -> str | None:
+    """Refuse, as wrong usage, what :func:`size` cannot read."""
+    size(text)
+    return text
+
+
 Prompts = Annotated[list[str] | None, typer.Argument(help="One picture is made for each.", metavar="PROMPT...")]
 PromptFile = Annotated[
     Path | None,
@@ -167,3 +185,24 @@ Strict = Annotated[
     bool, typer.Option("--strict", help="Fail where a picture would run in full because its retrieval failed.")
 ]
 Out = Annotated[Path, typer.Option("--out", help="Folder for pictures and report.", metavar="FOLDER")]
+Grow = Annotated[
+    bool, typer.Option("--grow", help="Add pictures that run in full to the base, in the background and for nothing.")
+]
+Capacity = Annotated[
+    int | None,
+    typer.Option("--capacity", help="With --grow: entries that the base may hold.", min=1, metavar="N"),
+]
+CapacitySize = Annotated[
+    str | None,
+    typer.Option("--capacity-size", help="The same as a size, such as 2GB.", metavar="SIZE", callback=checked_size),
+]
+Eviction = Annotated[
+    str,
+    typer.Option(
+        "--eviction",
+        help="With --grow: what goes when the base is full. aged: what saves least, halved every week; "
+        "nirvana: what has saved least; none: nothing, and nothing more is added.",
+        metavar="aged|nirvana|lru|fifo|none",
+        callback=one_of(("aged", "nirvana", "lru", "fifo", "none")),
+    ),
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,9 @@ def run_and_write(
     pipe = pipeline_for(base, model=model, device=device)
     common: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "compare": compare, **rule}
     made = generate(pipe, base, texts, **common) if style is None else stylize(pipe, base, texts, style, **common)
+    if rule.get("grow"):
+        common["grow"] = asdict(rule["grow"])
+        typer.echo(f"{kb} holds {len(base.current())} entries, {len(base)} before")
     settings = {"command": command, **({} if style is None else {"style": style}), **common}
     rate = getattr(getattr(getattr(pipe, "vae", None), "config", None), "sampling_rate", None)
     write_results(out, base, made, batch_size=batch_size, settings=settings, sampling_rate=rate)

@@ -22,8 +22,7 @@ from redi.identity import library_versions
 from redi.metrics import mean_interval
 from redi.results import write_json, write_picture
 
-_SHEET, _SHEET_ROWS = 6, 20
-_SIDE, _COLORS = 128, 128
+_SHEET = 12
 _MORE_IS_BETTER = {"faithfulness"}
 
 
@@ -80,7 +79,6 @@ def run_study(study: Study, laboratory: Laboratory, results: Path, *, tell: Call
         "claims": [_verdict(claim, made, at_value, full, laboratory) for claim in study.claims],
         "paper": dict(study.paper),
         "plot": study.plot,
-        "sheet": f"{scale.name}/{study.name}.png",
     }
     write_json(results / scale.name / f"{study.name}.json", result)
     write_picture(results / scale.name / f"{study.name}.png", _sheet(study, laboratory, made))
@@ -114,11 +112,11 @@ def _verdict(
 
 
 def _sheet(study: Study, laboratory: Laboratory, made: dict[str, list[Samples]]) -> Any:
-    """Return the first prompts' pictures, one row per sampling; of many samplings, every second or third."""
+    """Return the first prompts' pictures, one row per sampling."""
     from PIL import Image
 
     prompts = list(laboratory.prompts(0))[:_SHEET]
-    labels = list(made)[:: -(-len(made) // _SHEET_ROWS)]
+    labels = list(made)
     columns = [
         Column(
             prompt,
@@ -127,7 +125,7 @@ def _sheet(study: Study, laboratory: Laboratory, made: dict[str, list[Samples]])
         )
         for place, prompt in enumerate(prompts)
     ]
-    return page(columns, labels, per_band=_SHEET, heading=study.title, least_side=_SIDE).quantize(_COLORS)
+    return page(columns, labels, per_band=_SHEET, heading=study.title)
 
 
 EXPERIMENTS: Mapping[str, Experiment] = {
