@@ -10,6 +10,7 @@
 #   make bench-fuzz   feed the reader of bases damaged files for ten minutes (MINUTES=2: for two)
 #   make bench-operations  bytes and milliseconds of what docs/operations.md tells
 #   make bench-gate   measure what the default gate is chosen by
+#   make bench-search  compare search in large bases with an exact scan
 #   make bench-style  measure styles that a base does not hold
 #   make figures  write the README's figures and picture from what demo and bench left
 #   make docs     write docs/cli.md from the help texts, docs/solvers.md and docs/pipelines.md from the tests
@@ -30,7 +31,7 @@ INSTALLED := $(VENV)/.installed
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export DO_NOT_TRACK ?= 1
 
-.PHONY: venv demo test check bench bench-batches bench-overhead bench-gate bench-style bench-kill bench-fuzz bench-operations figures report docs clean
+.PHONY: venv demo test check bench bench-batches bench-overhead bench-gate bench-search bench-style bench-kill bench-fuzz bench-operations figures report docs clean
 .DEFAULT_GOAL := demo
 
 venv: $(INSTALLED)
@@ -65,6 +66,9 @@ bench-overhead: $(INSTALLED)
 
 bench-gate: $(INSTALLED)
 	$(BIN)/python benchmarks/gate.py --out bench
+
+bench-search: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/search.py --out bench
 
 bench-style: $(INSTALLED)
 	$(BIN)/python benchmarks/style.py --out bench

@@ -25,6 +25,7 @@ PLAN = ("--steps", "6", "--key-step", "2", "--value-steps", "3,4")
 COMMANDS = (
     (),
     ("build",),
+    ("build", "status"),
     ("inspect",),
     ("generate",),
     ("stylize",),
@@ -98,6 +99,17 @@ def test_a_base_that_is_built_again_stays_as_it_is(kb: Path, model: Path, prompt
     assert KnowledgeBase.open(kb).plan.key_steps == (1, 2)
 
 
+def test_status_tells_how_far_a_build_is_and_who_builds(kb: Path) -> None:
+    idle = json.loads(redi("build", "status", kb, "--json").stdout)
+    assert (idle["units_done"], idle["units"], idle["entries"], idle["prompts"]) == (2, 2, 6, 6)
+    assert (idle["refused"], idle["builder"]) == (0, None)
+    assert idle["last_commit"]
+    with KnowledgeBase.open(kb).lock():
+        told = redi("build", "status", kb).stdout
+    assert "units: 2 of 2\nentries: 6 of 6\n" in told
+    assert f"builder: process {os.getpid()} on " in told
+
+
 def test_a_base_cannot_go_on_with_other_arguments(kb: Path, model: Path, prompts: Path) -> None:
     result = redi("build", "--model", model, "--prompts", prompts, "--out", kb, *PLAN, "--noises", "3")
     assert result.exit_code == 1
@@ -126,7 +138,7 @@ def test_inspect_shows_an_entry_by_its_place_and_by_its_id(kb: Path) -> None:
     assert Image.open(by_place["preview"]).size == (16, 16)
     by_id = json.loads(redi("inspect", kb, "--entry", by_place["id"][:12], "--json").stdout)
     assert by_id == by_place
-    assert redi("inspect", kb, "--entry", "99").exit_code == 1
+    assert redi("inspect", kb, "--entry", "99999999").exit_code == 1
 
 
 def test_verify_ends_with_0_when_clean_and_1_when_damaged(kb: Path, model: Path, tmp_path: Path) -> None:

@@ -56,7 +56,8 @@ def test_calls_are_counted_and_samplings_start_from_the_same_noises(laboratory: 
     gated = laboratory.sample(redi(RECORDING, 2, 4, quantile=0.0), 0)
     alone = ~gated.jumped
     assert alone.any()
-    assert np.array_equal(gated.pictures[alone], full.pictures[alone]), "what abstains is what runs in full"
+    apart = gated.pictures[alone].astype(int) - full.pictures[alone].astype(int)
+    assert np.abs(apart).max() <= 1, "what abstains is what runs in full, up to the rounding of a smaller batch"
     assert set(gated.calls[alone]) == {6}
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-_LEAST_SIDE = 160
 _MARGIN, _GAP = 16, 8
 _TITLE_LINES, _TEXT = 3, 13
 _INK, _SOFT, _PAPER = (24, 24, 28), (96, 96, 104), (255, 255, 255)
@@ -24,7 +23,9 @@ class Column:
     notes: tuple[str, ...]
 
 
-def page(columns: Sequence[Column], rows: Sequence[str], *, per_band: int = 6, heading: str = "") -> Image.Image:
+def page(
+    columns: Sequence[Column], rows: Sequence[str], *, per_band: int = 6, heading: str = "", least_side: int = 160
+) -> Image.Image:
     """Lay columns out in bands of ``per_band``, with the name of each row at the left.
 
     Args:
@@ -32,9 +33,10 @@ def page(columns: Sequence[Column], rows: Sequence[str], *, per_band: int = 6, h
         rows: Names of the rows, such as "full" and "ReDi".
         per_band: Columns side by side before the next band begins.
         heading: Written on top.
+        least_side: Pictures are enlarged by a whole number to at least so many pixels.
     """
     width, height = columns[0].pictures[0].size
-    zoom = max(1, -(-_LEAST_SIDE // width))
+    zoom = max(1, -(-least_side // width))
     cell = (width * zoom, height * zoom)
     label = round(max(_font(_TEXT + 1).getlength(row) for row in rows)) + 2 * _GAP if any(rows) else 0
     head = 2 * _TEXT + _GAP if heading else 0

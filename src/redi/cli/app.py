@@ -10,11 +10,12 @@ from typing import Annotated, Any, TextIO
 import typer
 from typer.core import TyperGroup
 
-from redi.cli.build import build
+from redi.cli.build import build, status
 from redi.cli.calibrate import calibrate
 from redi.cli.demo import demo
 from redi.cli.experiments import experiments_app
 from redi.cli.generate import generate
+from redi.cli.index import index
 from redi.cli.inspect import inspect
 from redi.cli.miniature import miniature_app
 from redi.cli.share import pull, push
@@ -32,6 +33,11 @@ _TO_GO_ON = {
 
 class _Commands(TyperGroup):
     """Commands that end in the promised exit codes, without tracebacks of what redi raises on purpose."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find ``build status`` beside ``build``, which takes no argument of its own."""
+        both = " ".join(args[:2])
+        return super().resolve_command(ctx, [both, *args[2:]] if both in self.commands else args)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -80,8 +86,9 @@ def _options(
     pass
 
 
-for _command in (build, inspect, calibrate, generate, stylize, push, pull, compact, merge, remove, split, demo):
+for _command in (build, index, inspect, calibrate, generate, stylize, push, pull, compact, merge, remove, split, demo):
     app.command()(_command)
+app.command("build status")(status)
 app.add_typer(miniature_app, name="miniature")
 app.add_typer(experiments_app, name="experiments")
 

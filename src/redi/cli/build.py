@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from redi.cli import options
+from redi.cli.inspect import printable
 from redi.pipelines import MINIATURE
 
 
@@ -84,6 +87,7 @@ def build(
         --scheduler dpm --steps 20 --key-step 5 --value-steps 10,15
       redi build --model ./wan2.1-t2v --prompts captions.txt --out wan --dtype bfloat16 \\
         --argument height=480 --argument width=832 --argument num_frames=33
+      redi build status my-base
     """
     from redi.building import read_prompts
     from redi.plan import Plan
@@ -117,3 +121,29 @@ def build(
     refused = len(base.refused())
     told = f", {refused} refused (see {out / 'refused.jsonl'})" if refused else ""
     typer.echo(f"{out}: {len(base)} entries{told}")
+
+
+def status(
+    kb: Annotated[Path, typer.Argument(help="Folder of the knowledge base.", metavar="FOLDER")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Tell how far a build is, while it goes on or after: units and entries done, who builds, the last commit.
+
+    \b
+    Example:
+      redi build status my-base
+    """
+    from redi.building.status import build_status
+
+    found = build_status(kb)
+    if as_json:
+        typer.echo(json.dumps(asdict(found), indent=2))
+        return
+    for name, done, total in (
+        ("units", found.units_done, found.units),
+        ("entries", found.entries, found.prompts),
+        ("refused", found.refused, None),
+        ("builder", found.builder or "nobody", None),
+        ("last commit", found.last_commit or "none yet", None),
+    ):
+        typer.echo(f"{name}: {printable(str(done))}" + (f" of {total}" if total is not None else ""))

@@ -169,9 +169,9 @@ def _print(facts: dict[str, Any]) -> None:
     width = max(map(len, facts)) + 2
     for name, value in facts.items():
         lines = _lines(value)
-        typer.echo(f"{name:<{width}}{_printable(lines[0])}")
+        typer.echo(f"{name:<{width}}{printable(lines[0])}")
         for line in lines[1:]:
-            typer.echo(" " * width + _printable(line))
+            typer.echo(" " * width + printable(line))
     preview = Path(str(facts.get("preview", "")))
     if preview.is_file():
         _show(preview)
@@ -189,7 +189,7 @@ def _rounded(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else repr(value) if value == "" else str(value)
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Return text without what steers a terminal, which a stranger's prompts may contain."""
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 

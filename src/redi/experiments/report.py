@@ -71,6 +71,8 @@ def _comparison(result: Mapping[str, Any], images: Path) -> str:
         lines += ["| claim | difference | verdict |", "| --- | --- | --- |"]
         lines += [_claim(claim) for claim in result["claims"]]
         lines.append("")
+    if "sheet" in result:
+        lines.append(f"![{result['title']}: the first prompts](../results/{result['sheet']})\n")
     if result["plot"]:
         image = images / f"results-{result['study']}.svg"
         write_file(image, _plot(result))

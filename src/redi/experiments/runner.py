@@ -22,7 +22,8 @@ from redi.identity import library_versions
 from redi.metrics import mean_interval
 from redi.results import write_json, write_picture
 
-_SHEET = 12
+_SHEET, _SHEET_ROWS = 6, 20
+_SIDE, _COLORS = 128, 128
 _MORE_IS_BETTER = {"faithfulness"}
 
 
@@ -79,6 +80,7 @@ def run_study(study: Study, laboratory: Laboratory, results: Path, *, tell: Call
         "claims": [_verdict(claim, made, at_value, full, laboratory) for claim in study.claims],
         "paper": dict(study.paper),
         "plot": study.plot,
+        "sheet": f"{scale.name}/{study.name}.png",
     }
     write_json(results / scale.name / f"{study.name}.json", result)
     write_picture(results / scale.name / f"{study.name}.png", _sheet(study, laboratory, made))
@@ -112,11 +114,11 @@ def _verdict(
 
 
 def _sheet(study: Study, laboratory: Laboratory, made: dict[str, list[Samples]]) -> Any:
-    """Return the first prompts' pictures, one row per sampling."""
+    """Return the first prompts' pictures, one row per sampling; of many samplings, every second or third."""
     from PIL import Image
 
     prompts = list(laboratory.prompts(0))[:_SHEET]
-    labels = list(made)
+    labels = list(made)[:: -(-len(made) // _SHEET_ROWS)]
     columns = [
         Column(
             prompt,
@@ -125,7 +127,7 @@ def _sheet(study: Study, laboratory: Laboratory, made: dict[str, list[Samples]])
         )
         for place, prompt in enumerate(prompts)
     ]
-    return page(columns, labels, per_band=_SHEET, heading=study.title)
+    return page(columns, labels, per_band=_SHEET, heading=study.title, least_side=_SIDE).quantize(_COLORS)
 
 
 EXPERIMENTS: Mapping[str, Experiment] = {

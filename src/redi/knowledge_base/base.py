@@ -31,7 +31,9 @@ from redi.knowledge_base.entries import (
 from redi.knowledge_base.guard import check_links
 from redi.knowledge_base.hashes import drop_hashes
 from redi.knowledge_base.index import ExactIndex, IndexFactory
-from redi.knowledge_base.layout import REFUSED, TABLE, check_free, columns_of
+from redi.knowledge_base.index_files import IndexFiles
+from redi.knowledge_base.indexing import Indexer
+from redi.knowledge_base.layout import INDEX, REFUSED, TABLE, check_free, columns_of
 from redi.knowledge_base.ledger import BuilderLock, Ledger, UnitRecord
 from redi.knowledge_base.manifest import Manifest
 from redi.knowledge_base.noise_bank import NoiseBank
@@ -59,7 +61,8 @@ class KnowledgeBase:
         self._lock = BuilderLock(path / "lock")
         self._table = EntryTable(path / TABLE, manifest.kb_id, columns_of(manifest), self._ledger.version)
         self._removal = Removal(path, self._table, self._ledger)
-        self._searcher = Searcher(self._table, noises, manifest.latent_shape, index)
+        files = IndexFiles(path / INDEX, self._table, manifest.kb_id, manifest.size)
+        self._searcher = Searcher(self._table, noises, manifest.latent_shape, index, files)
         self._distances: dict[int, Tensor] = {}
 
     @classmethod
@@ -326,7 +329,7 @@ class KnowledgeBase:
         sample: int = 4096,
         grace: timedelta = timedelta(0),
     ) -> None:
-        """After a build: tidy the table, and store leave-one-out distances of each key step in ``index/``.
+        """After a build: tidy the table, index it where that pays, and store leave-one-out distances of each key step.
 
         Args:
             device: Where to search; the CPU by default.
@@ -338,8 +341,17 @@ class KnowledgeBase:
         """
         with self.lock():
             self._compact(least=1, grace=grace)
+            if self.indexer.pays(device=device):
+                self.indexer.update()
+            self._forget()
             self._distances = leave_one_out.measure(self, device, sample)
             leave_one_out.store(self, self._distances)
+
+    @property
+    def indexer(self) -> Indexer:
+        """What makes and updates the index of this base."""
+        columns = columns_of(self._manifest)
+        return Indexer(self._path / INDEX, self._table, columns, self._manifest.kb_id, self.plan.key_steps)
 
     def leave_one_out(self, key_step: int) -> Tensor:
         """Return distances of entries to the nearest *other* entry of the same noise, as :meth:`finish` stored them.
@@ -419,7 +431,7 @@ class KnowledgeBase:
     def _read(self, rows: Tensor | Sequence[int], *columns: str) -> list[Tensor]:
         shape = (-1, *self._manifest.latent_shape)
         return [
-            torch.from_numpy(each).float().reshape(shape) for each in self._table.latents(_positions(rows), *columns)
+            torch.from_numpy(each).float().reshape(shape) for each in self._searcher.latents(_positions(rows), *columns)
         ]
 
     def entries(self, rows: Tensor | Sequence[int]) -> list[Entry]:

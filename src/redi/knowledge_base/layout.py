@@ -11,6 +11,7 @@ from redi.knowledge_base.manifest import FILE_NAME, Manifest
 
 TABLE = "entries.lance"
 REFUSED = "refused.jsonl"
+INDEX = "index"
 
 
 def columns_of(manifest: Manifest) -> Columns:

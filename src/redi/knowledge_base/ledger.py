@@ -203,3 +203,24 @@ def _flock(descriptor: int, deadline: float) -> None:
             if time.monotonic() >= deadline:
                 raise
             time.sleep(0.01)
+
+
+def holder_of(path: Path) -> str | None:
+    """Return who holds a builder's lock ("process 7 on host"), None if it is free; takes it for no longer than a look.
+
+    Raises:
+        KnowledgeBaseError: The file is there and cannot be read.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise KnowledgeBaseError(f"cannot read {path}: {error}", expected="the builder's lock, a file") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "an unknown process"
+    finally:
+        os.close(descriptor)
+    return None

@@ -357,6 +357,17 @@ class EntryTable:
             )
         return latents
 
+    def checksums(self, column: str) -> npt.NDArray[np.uint32]:
+        """Return the stored checksum of every row's latent: (n,), in table order.
+
+        Raises:
+            KnowledgeBaseError: The table is damaged.
+        """
+        with reading(self.path):
+            found = self._dataset.to_table(columns=[f"{column}_crc"])
+            check_filled(found, self.path)
+        return np.array(found[f"{column}_crc"].to_numpy(), dtype=np.uint32)
+
     def metadata(self, rows: Rows) -> list[dict[str, Any]]:
         """Return entry_id, unit, slot, prompt, noise_id and seed of each row.
 
