@@ -19,6 +19,7 @@ from redi.enabling import prepare
 from redi.errors import InputError, warn
 from redi.generating import Base, Generation, full, generate
 from redi.knowledge_base import KnowledgeBase
+from redi.knowledge_base.upkeep import parts
 from redi.pipelines import MINIATURE
 from redi.retrieval import Combiner, Report
 from redi.samples import numbers
@@ -171,7 +172,7 @@ def _scores(reports: Sequence[Report]) -> dict[str, NDArray[np.float64]]:
 
 def _fresh(base: KnowledgeBase, prompts: Sequence[str]) -> list[str]:
     """Leave out prompts that the base holds, and repeats."""
-    held = {entry.prompt for start in range(0, len(base), 4096) for entry in base.entries(_rows(base, start))}
+    held = {prompt for rows in parts(base) for prompt in base.prompts(rows)}
     asked = list(dict.fromkeys([prompts] if isinstance(prompts, str) else prompts))
     texts = [text for text in asked if text not in held]
     if len(texts) < len(asked):
@@ -182,10 +183,6 @@ def _fresh(base: KnowledgeBase, prompts: Sequence[str]) -> list[str]:
             expected=f"at least {LEAST_PROMPTS} different ones; a few hundred make the promise tight",
         )
     return texts
-
-
-def _rows(base: KnowledgeBase, start: int) -> list[int]:
-    return list(range(start, min(start + 4096, len(base))))
 
 
 def _loss(base: KnowledgeBase, measure: str | Loss | None) -> tuple[str, Loss]:

@@ -82,7 +82,7 @@ def _measured(
     steps = sorted({key_step - 1, key_step, value_step} - {0})
     paths = dict(zip(steps, laboratory.latents(recording, replicate, tuple(steps)), strict=True))
     base = laboratory.base(recording, replicate)
-    of_entry = torch.tensor([entry.noise_id for entry in base.entries(range(len(base)))])
+    of_entry = torch.from_numpy(base.noise_ids())
     of_query = torch.tensor(laboratory.noise_ids(len(paths[value_step])))
     truth = paths[value_step].flatten(1)
     found: dict[str, Tensor] = {name: torch.empty_like(truth) for name in (*ESTIMATORS, _POOLED)}

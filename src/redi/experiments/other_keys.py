@@ -52,13 +52,12 @@ def estimates(pipe: Any, base: KnowledgeBase, prompts: Sequence[str], noise_ids:
     Raises:
         InputError: The key is unknown.
     """
-    entries = base.entries(range(len(base)))
-    of_noise = np.asarray([entry.noise_id for entry in entries])
+    of_noise = base.noise_ids()
     rule = combiner(jump.weights)
     count = jump.neighbors or rule.default_neighbors
     rng = np.random.default_rng(0)
     if jump.key == "text":
-        of_entries = _embedded(pipe, [entry.prompt for entry in entries])
+        of_entries = _embedded(pipe, base.prompts(range(len(base))))
         of_prompts = _embedded(pipe, prompts)
     elif jump.key != "random":
         raise InputError(f"key {jump.key!r}", expected="'text' or 'random'")

@@ -25,7 +25,7 @@ from redi.knowledge_base.entries import (
     Refusal,
     VerifyReport,
     encode_unit,
-    refusal_in,
+    refusals_in,
     rows_of,
 )
 from redi.knowledge_base.guard import check_links
@@ -39,7 +39,7 @@ from redi.knowledge_base.manifest import Manifest
 from redi.knowledge_base.noise_bank import NoiseBank
 from redi.knowledge_base.noises import Noises
 from redi.knowledge_base.removal import Removal
-from redi.knowledge_base.rows import FIRST_NAMED_UNIT, TableRows, unit_named
+from redi.knowledge_base.rows import FIRST_NAMED_UNIT, TableRows, positions_of, unit_named
 from redi.knowledge_base.searching import Searcher
 from redi.knowledge_base.table import EntryTable
 from redi.knowledge_base.verification import verified
@@ -175,8 +175,6 @@ class KnowledgeBase:
     def __repr__(self) -> str:
         return f"KnowledgeBase({str(self._path)!r}, {len(self)} entries, {self.plan})"
 
-    # Building.
-
     @contextmanager
     def lock(self, wait: float = 0.0) -> Iterator[None]:
         """Be the only builder; what an earlier one left behind when it was killed is put in order first.
@@ -258,7 +256,7 @@ class KnowledgeBase:
     def stored(self, rows: Tensor | Sequence[int]) -> TableRows:
         """Return rows as they are stored, for :meth:`add_rows` of a base that is built alike; errors as of keys."""
         names = columns_of(self._manifest).names
-        latents = self._table.latents(_positions(rows), *names)
+        latents = self._table.latents(positions_of(rows), *names)
         return rows_of(self.entries(rows), dict(zip(names, latents, strict=True)))
 
     def add_rows(self, rows: TableRows) -> UnitRecord | None:
@@ -316,11 +314,7 @@ class KnowledgeBase:
 
     def refused(self) -> list[Refusal]:
         """Return the entries that were not stored, each once."""
-        found: dict[tuple[int, int], Refusal] = {}
-        for line in self._refused.read():
-            refusal = refusal_in(line, self._refused.path)
-            found[refusal.unit, refusal.slot] = refusal
-        return list(found.values())
+        return refusals_in(self._refused.read(), self._refused.path)
 
     def finish(
         self,
@@ -367,8 +361,6 @@ class KnowledgeBase:
         if key_step not in self._distances:
             self._distances[key_step] = leave_one_out.stored(self, key_step)
         return self._distances[key_step]
-
-    # Retrieval.
 
     def search(
         self,
@@ -425,13 +417,14 @@ class KnowledgeBase:
     def _referred(self, offsets: Tensor, rows: Tensor | Sequence[int], step: int) -> Tensor:
         if step not in self._manifest.referenced_steps:
             return offsets
-        noise_ids = torch.from_numpy(self._table.directory.noise_id[_positions(rows)].astype(np.int64))
+        noise_ids = torch.from_numpy(self._table.directory.noise_id[positions_of(rows)].astype(np.int64))
         return offsets + self._noises.reference(step, noise_ids)
 
     def _read(self, rows: Tensor | Sequence[int], *columns: str) -> list[Tensor]:
         shape = (-1, *self._manifest.latent_shape)
         return [
-            torch.from_numpy(each).float().reshape(shape) for each in self._searcher.latents(_positions(rows), *columns)
+            torch.from_numpy(each).float().reshape(shape)
+            for each in self._searcher.latents(positions_of(rows), *columns)
         ]
 
     def entries(self, rows: Tensor | Sequence[int]) -> list[Entry]:
@@ -440,7 +433,7 @@ class KnowledgeBase:
         Raises:
             KnowledgeBaseError: A row does not exist or is damaged.
         """
-        return [Entry(**record) for record in self._table.metadata(_positions(rows))]
+        return [Entry(**record) for record in self._table.metadata(positions_of(rows))]
 
     def prompts(self, rows: Tensor | Sequence[int]) -> list[str]:
         """Return the prompts of rows.
@@ -453,7 +446,3 @@ class KnowledgeBase:
     def verify(self) -> VerifyReport:
         """Read every row again: checksums, finite numbers, shapes, ids; and compare with the ledger."""
         return verified(self._table, self._ledger, len(self.noise_bank), len(self.refused()))
-
-
-def _positions(rows: Tensor | Sequence[int]) -> npt.NDArray[np.int64]:
-    return np.asarray(rows.cpu() if isinstance(rows, Tensor) else rows, dtype=np.int64).reshape(-1)

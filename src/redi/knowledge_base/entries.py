@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,16 +70,20 @@ class Refusal:
     reason: str
 
 
-def refusal_in(line: Mapping[str, Any], path: Path) -> Refusal:
-    """Read a line of ``refused.jsonl``; ``path`` is named in the error.
+def refusals_in(lines: Iterable[Mapping[str, Any]], path: Path) -> list[Refusal]:
+    """Read the lines of ``refused.jsonl``: every entry once, as it was refused last; errors name ``path``.
 
     Raises:
-        KnowledgeBaseError: It does not say what was refused.
+        KnowledgeBaseError: A line does not say what was refused.
     """
-    try:
-        return Refusal(int(line["unit"]), int(line["slot"]), str(line["prompt"]), str(line["reason"]))
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise KnowledgeBaseError(f"{path}: line {shortened(line)}", expected="a refused entry") from error
+    found: dict[tuple[int, int], Refusal] = {}
+    for line in lines:
+        try:
+            refusal = Refusal(int(line["unit"]), int(line["slot"]), str(line["prompt"]), str(line["reason"]))
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise KnowledgeBaseError(f"{path}: line {shortened(line)}", expected="a refused entry") from error
+        found[refusal.unit, refusal.slot] = refusal
+    return list(found.values())
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
+from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,16 @@ def read_file(path: Path, limit: int) -> bytes:
                 fix="the file does not belong to this base; restore it",
             )
         return data
+
+
+def hash_of(path: Path) -> str:
+    """Return the SHA-256 of a file, 64 hexadecimal digits.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with open(path, "rb") as file:
+        return str(file_digest(file, "sha256").hexdigest())
 
 
 def check_depth(value: Any, what: str) -> None:

@@ -17,12 +17,11 @@ from typing import Any
 
 from redi.errors import KnowledgeBaseError
 from redi.knowledge_base.durable import replace_file, writing
-from redi.knowledge_base.guard import check_depth, read_file, shortened
+from redi.knowledge_base.guard import check_depth, hash_of, read_file, shortened
 
 FILE_NAME = "hashes.json"
 MAX_BYTES = 1 << 27
 _VERSION = 1
-_CHUNK = 1 << 22
 _NOT_HASHED = (FILE_NAME, "lock", "README.md", ".gitattributes", ".cache", "previews")
 _INDEXES, _HASHED_INDEXES = "index", ("leave_one_out.safetensors",)
 
@@ -188,12 +187,7 @@ def _names(folder: Path) -> Iterator[str]:
 
 
 def _hash_of(path: Path, value_step: int | None = None) -> FileHash:
-    digest, size = sha256(), 0
     try:
-        with open(path, "rb") as file:
-            while part := file.read(_CHUNK):
-                digest.update(part)
-                size += len(part)
+        return FileHash(path.stat().st_size, hash_of(path), value_step)
     except OSError as error:
         raise KnowledgeBaseError(f"cannot read {path}: {error}", expected="a file of the base") from error
-    return FileHash(size, digest.hexdigest(), value_step)

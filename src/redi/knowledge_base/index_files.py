@@ -11,7 +11,6 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor
 
 from redi.errors import KnowledgeBaseError, warn
-from redi.knowledge_base.guard import check_depth, read_file
+from redi.knowledge_base.guard import check_depth, hash_of, read_file
 from redi.knowledge_base.index import Index, Measured
 from redi.knowledge_base.noise_bank import load_tensors
 from redi.knowledge_base.packed_rows import PackedRows
@@ -122,15 +121,6 @@ def read_facts(folder: Path) -> tuple[Path, Facts] | None:
         return folder / name, Facts.from_json(read_file(folder / name / FACTS, _MOST_JSON))
     except OSError as error:
         raise KnowledgeBaseError(f"cannot read {folder / name}: {error}", fix=_FIX) from error
-
-
-def hash_of(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with open(path, "rb") as file:
-        digest = sha256()
-        while part := file.read(1 << 22):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 class View:

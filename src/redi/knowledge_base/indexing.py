@@ -17,8 +17,9 @@ from torch import Tensor
 from redi.errors import KnowledgeBaseError, warn
 from redi.knowledge_base.codec import FLOAT16, Columns
 from redi.knowledge_base.durable import fsync_file, replace_file, writing
+from redi.knowledge_base.guard import hash_of
 from redi.knowledge_base.index import MOST_KEPT
-from redi.knowledge_base.index_files import CURRENT, FACTS, ROWS, STALE, Facts, Part, View, hash_of, read_facts
+from redi.knowledge_base.index_files import CURRENT, FACTS, ROWS, STALE, Facts, Part, View, read_facts
 from redi.knowledge_base.ledger import BuilderLock
 from redi.knowledge_base.noise_bank import pack_tensors
 from redi.knowledge_base.packed_rows import PackedRows, pack

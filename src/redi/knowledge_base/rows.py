@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from torch import Tensor
 
 from redi.knowledge_base.codec import FLOAT16, Codec, Columns
 
@@ -48,6 +49,25 @@ class TableRows:
 
 FIRST_NAMED_UNIT = 2**62
 """From here on unit numbers are made of what the units hold; builds count theirs from 0."""
+
+
+@dataclass(frozen=True)
+class Directory:
+    """Where every row belongs, in table order: unit (n,) int64, slot (n,) int32, noise_id (n,) int32."""
+
+    unit: npt.NDArray[np.int64]
+    slot: npt.NDArray[np.int32]
+    noise_id: npt.NDArray[np.int32]
+
+    def repeated(self) -> int:
+        """Return how many rows repeat the (unit, slot) of an earlier row."""
+        both = np.stack([self.unit, self.slot.astype(np.int64)], axis=1)
+        return int(len(both) - len(np.unique(both, axis=0)))
+
+
+def positions_of(rows: Tensor | Sequence[int]) -> npt.NDArray[np.int64]:
+    """Return rows, however they are told, as (n,) int64 on the host."""
+    return np.asarray(rows.cpu() if isinstance(rows, Tensor) else rows, dtype=np.int64).reshape(-1)
 
 
 def unit_named(rows: TableRows, taken: Container[int]) -> int:

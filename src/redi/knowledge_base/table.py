@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from redi.errors import KnowledgeBaseError
 from redi.knowledge_base.codec import Columns
 from redi.knowledge_base.durable import fsync_file, writing
 from redi.knowledge_base.rows import (
+    Directory,
     TableRows,
     decode,
     encode,
@@ -36,15 +36,6 @@ _FOLDERS = ("data", "_versions", "_deletions", "_transactions")
 _READ_BYTES = 64 * 1024 * 1024
 
 Rows = Sequence[int] | npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Directory:
-    """Where every row belongs, in table order: unit (n,) int64, slot (n,) int32, noise_id (n,) int32."""
-
-    unit: npt.NDArray[np.int64]
-    slot: npt.NDArray[np.int32]
-    noise_id: npt.NDArray[np.int32]
 
 
 class EntryTable:
@@ -452,9 +443,3 @@ class EntryTable:
                 reason = str(error).splitlines()[0][:200]
                 yield f"rows {position + read} to {position + count - 1} cannot be read: {reason}"
             position += count
-
-    def repeated(self) -> int:
-        """Return how many rows repeat the (unit, slot) of an earlier row."""
-        directory = self.directory
-        both = np.stack([directory.unit, directory.slot.astype(np.int64)], axis=1)
-        return int(len(both) - len(np.unique(both, axis=0)))

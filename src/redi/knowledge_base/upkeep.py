@@ -78,12 +78,11 @@ def _range(text: str, value: str) -> tuple[int, int]:
 
 def matching(base: KnowledgeBase, where: Where) -> list[tuple[int, Entry]]:
     """Return rows and entries for which the conditions hold."""
-    return [
-        each for rows in _parts(base) for each in zip(rows, base.entries(rows), strict=True) if where.holds(each[1])
-    ]
+    return [each for rows in parts(base) for each in zip(rows, base.entries(rows), strict=True) if where.holds(each[1])]
 
 
-def _parts(base: KnowledgeBase) -> Iterator[range]:
+def parts(base: KnowledgeBase) -> Iterator[range]:
+    """Return every row, in order, as many at once as fit in memory whatever the latents."""
     count = len(base)
     for start in range(0, count, _AT_ONCE):
         yield range(start, min(start + _AT_ONCE, count))
@@ -116,7 +115,7 @@ def merge(target: KnowledgeBase, source: KnowledgeBase) -> int:
         return 0
     added = 0
     with target.lock(WAIT):
-        for rows in _parts(source):
+        for rows in parts(source):
             record = target.add_rows(source.stored(rows))
             added += record.rows if record else 0
         if added:

@@ -12,7 +12,7 @@ def verified(table: EntryTable, ledger: Ledger, noises: int, refused: int) -> Ve
     """Read every row again: checksums, finite numbers, shapes, ids; and compare with the ledger."""
     damaged = list(table.problems())
     try:
-        counts, duplicates = table.rows_by_unit(), table.repeated()
+        counts, duplicates = table.rows_by_unit(), table.directory.repeated()
         outside = set(table.directory.noise_id.tolist()) - set(range(-1, noises))
     except KnowledgeBaseError as error:
         return VerifyReport(table.count(), 0, refused, (*damaged, error.got))
