@@ -98,6 +98,8 @@ def test_every_way_of_weighing_works_with_more_neighbours_than_entries(ground: G
     (report,) = redi.reports(pipe)
     assert len(report.neighbors) == len(PROMPTS)
     assert (report.variance is not None) == (weights == "kriging")
+    assert report.carried is not None
+    assert (report.carried != 0) == (weights == "kriging")
 
 
 def test_another_key_step_of_the_base_can_be_used(ground: Ground) -> None:

@@ -114,18 +114,62 @@ def test_nearest_hands_back_the_nearest_value_unchanged() -> None:
     assert torch.equal(result.values, values[(keys - query).norm(dim=1).argmin()])
 
 
+def textbook_kriging(query: np.ndarray, keys: np.ndarray, bandwidth: float) -> tuple[np.ndarray, float]:
+    """Return weights and multiplier of the bordered system; ``bandwidth`` in the units of the keys."""
+    nugget, h = Kriging().nugget, len(keys)
+    apart = ((keys[:, None] - keys[None]) ** 2).sum(-1)
+    system = np.ones((h + 1, h + 1))
+    system[:h, :h] = np.exp(-apart / (2 * bandwidth**2)) + (nugget + 1e-6) * np.eye(h)
+    system[h, h] = 0
+    towards = np.exp(-((keys - query) ** 2).sum(-1) / (2 * bandwidth**2))
+    solution = np.linalg.solve(system, np.append(towards, 1))
+    return solution[:h], 1 + nugget - solution[:h] @ towards - solution[h]
+
+
+def median_bandwidth(query: torch.Tensor, keys: torch.Tensor) -> float:
+    return Kriging().bandwidth * float((keys - query).double().norm(dim=1).median())
+
+
 def test_kriging_equals_the_textbook_system() -> None:
     query, keys, values = problem(5, h=10)
-    q, k = query.double().numpy(), keys.double().numpy()
-    distances = np.linalg.norm(k - q, axis=1)
-    bandwidth = 3 * float(torch.tensor(distances).median())
-    kernel = np.exp(-((k[:, None] - k[None]) ** 2).sum(-1) / (2 * bandwidth**2)) + (3e-3 + 1e-6) * np.eye(10)
-    towards = np.exp(-(distances**2) / (2 * bandwidth**2))
-    system = np.block([[kernel, np.ones((10, 1))], [np.ones((1, 10)), np.zeros((1, 1))]])
-    solution = np.linalg.solve(system, np.append(towards, 1))
+    weights, variance = textbook_kriging(query.double().numpy(), keys.double().numpy(), median_bandwidth(query, keys))
     result = Kriging().combine(query, keys, values)
-    np.testing.assert_allclose(result.weights.numpy(), solution[:10], rtol=1e-8, atol=1e-10)
-    assert result.variance == pytest.approx(1 + 3e-3 - solution[:10] @ towards - solution[10])
+    np.testing.assert_allclose(result.weights.numpy(), weights, rtol=1e-8, atol=1e-10)
+    assert result.variance == pytest.approx(variance)
+
+
+def test_kriging_carries_what_its_weights_leave_as_neighbours_left_out_one_by_one_say() -> None:
+    query, keys, noise = problem(5, h=10)
+    values = 0.7 * keys + 0.3 * noise
+    k, v, bandwidth = keys.double().numpy(), values.double().numpy(), median_bandwidth(query, keys)
+    of_keys, of_values = [], []
+    for place in range(10):
+        others = np.arange(10) != place
+        weights, _ = textbook_kriging(k[place], k[others], bandwidth)
+        of_keys.append(k[place] - weights @ k[others])
+        of_values.append(v[place] - weights @ v[others])
+    slope = np.vdot(of_keys, of_values) / np.vdot(of_keys, of_keys)
+    result = Kriging().combine(query, keys, values)
+    assert result.carried == pytest.approx(slope, rel=1e-5)
+    weights = result.weights.numpy()
+    expected = weights @ v + slope * (query.double().numpy() - weights @ k)
+    np.testing.assert_allclose(result.values.numpy(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_kriging_meets_a_map_that_scales_wherever_the_query_is() -> None:
+    _, keys, offset = problem(6, h=12)
+    query = 3 * randn(99, *keys.shape[1:])  # far outside what the neighbours span
+    result = Kriging().combine(query, keys, 2.5 * keys + offset[0])
+    torch.testing.assert_close(result.values, 2.5 * query + offset[0], rtol=1e-4, atol=1e-4)
+    assert result.carried == pytest.approx(2.5)
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY if name != "kriging"])
+def test_other_weights_carry_nothing(name: str) -> None:
+    query, keys, values = problem(7, h=4)
+    result = combiner(name).combine(query, keys, values)
+    assert result.carried == 0
+    torch.testing.assert_close(result.values, (result.weights.float() @ values), rtol=1e-5, atol=1e-5)
 
 
 def test_kriging_knows_when_it_does_not_know() -> None:

@@ -157,6 +157,7 @@ def _decided(policy: NoiseWatch, decision: Decision, statistics: RunStatistics) 
         "condition_number": made.condition_number if made else None,
         "weight_sum": made.weight_sum if made else None,
         "variance": made.variance if made else None,
+        "carried": made.carried if made else None,
     }
 
 

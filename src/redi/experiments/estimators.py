@@ -31,17 +31,20 @@ class Combined:
     Args:
         rule: The weights.
         neighbors: H.
+        carried: Whether what the weights leave of a query is carried, by a rule that does so.
     """
 
     rule: Combiner
     neighbors: int
+    carried: bool = True
 
     def __call__(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """See :class:`Estimator`."""
         nearest = torch.cdist(queries, keys).argsort(dim=1)[:, : self.neighbors]
-        found = [
-            self.rule.combine(q, keys[near], values[near]).values for q, near in zip(queries, nearest, strict=True)
-        ]
+        found = []
+        for q, near in zip(queries, nearest, strict=True):
+            made = self.rule.combine(q, keys[near], values[near])
+            found.append(made.values if self.carried else made.weights.float() @ values[near])
         return torch.stack(found)
 
 
@@ -166,6 +169,9 @@ ESTIMATORS: Mapping[str, Estimator] = {
     "kriging, H=64, bandwidth 1": _library(Kriging(bandwidth=1, nugget=1e-3), 64),
     "kriging, H=64, bandwidth 3": _library(Kriging(), 64),
     "kriging, H=256, bandwidth 3": _DEFAULT,
+    "kriging, H=256, bandwidth 3, nothing carried": Combined(Kriging(), 256, carried=False),
+    "kriging, H=256, bandwidth 3, nugget 0.003": _library(Kriging(nugget=3e-3)),
+    "kriging, H=256, bandwidth 3, nugget 0.1": _library(Kriging(nugget=0.1)),
     "kriging, all entries, bandwidth 3": _library(Kriging(), 1 << 20),
     "kriging, H=256, whitened keys": partial(in_norm, norm=whitened, then=_DEFAULT),
     "kriging, H=256, low-frequency keys": partial(in_norm, norm=low_frequency, then=_DEFAULT),

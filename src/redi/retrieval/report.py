@@ -45,6 +45,8 @@ class Report:
         network_ms: Milliseconds in the network, of the whole batch.
         retrieval_ms: Milliseconds in search, weights and gate, of the whole batch.
         rest_ms: Milliseconds in the rest of the pipeline call, of the whole batch.
+        carried: How much of what the weights leave of the query was carried over the jump (see
+            ``Combination.carried``), None if it abstained.
     """
 
     prompt: str
@@ -66,6 +68,7 @@ class Report:
     network_ms: float
     retrieval_ms: float
     rest_ms: float
+    carried: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return a form that any JSON writer takes; numbers that are not finite become None."""

@@ -140,8 +140,8 @@ class Kriging:
     noise would smooth away.
 
     What the weights leave of the query is not thrown away: between the steps it keeps a part of itself, as the
-    neighbours show when each is explained by the others. The slope of what is left of their values on what is left of
-    their keys is carried over the jump.
+    neighbours show when each is explained by the others: the slope of what is left of their values on what is left of
+    their keys. That part is carried over the jump (values of another shape than the keys have nothing to add it to).
 
     Args:
         nugget: Variance of the short part, relative to the wide one's 1; also what keeps the system well conditioned.
@@ -183,7 +183,7 @@ class Kriging:
         variance = max(0.0, 1 + self.nugget - float(weights @ towards) - trend)
         pivots = factor.diagonal()
         alone = torch.cholesky_inverse(factor) - torch.outer(solved[:, 1], solved[:, 1]) / solved[:, 1].sum()
-        carried = _kept(alone, offsets, gram, values)
+        carried = _kept(alone, offsets, gram, values) if keys.shape == values.shape else 0.0
         return _combined(weights, q, k, values, float((pivots.max() / pivots.min()).square()), variance, carried)
 
 
