@@ -12,7 +12,9 @@ experiments_app = typer.Typer(help="Regenerate the paper's tables and redi's own
 
 @experiments_app.command()
 def run(
-    name: Annotated[str, typer.Argument(help="table1, table2, table3, rivals, smaller, estimates, bound, or all.")],
+    name: Annotated[
+        str, typer.Argument(help="table1, table2, table3, rivals, smaller, estimates, bound, gate, or all.")
+    ],
     scale: Annotated[str, typer.Option(help="toy (minutes) or small (hours, on the bundled model).")] = "toy",
     work: Annotated[
         Path, typer.Option(help="Where bases and samples are kept; runs that are there are not repeated.")

@@ -10,8 +10,10 @@ from typing import Any
 from redi.errors import InputError
 from redi.experiments.bound_section import bound_section
 from redi.experiments.estimates_section import estimates_section
+from redi.experiments.gate_section import gate_section
 from redi.experiments.runner import EXPERIMENTS
 from redi.results import write_file
+from redi.retrieval.weights import COMBINERS
 
 _HEAD = """# Results
 
@@ -67,6 +69,7 @@ def _comparison(result: Mapping[str, Any], images: Path) -> str:
         *_table(result),
         "",
     ]
+    lines += _earlier_rules(result)
     if result["claims"]:
         lines += ["| claim | difference | verdict |", "| --- | --- | --- |"]
         lines += [_claim(claim) for claim in result["claims"]]
@@ -78,6 +81,18 @@ def _comparison(result: Mapping[str, Any], images: Path) -> str:
         write_file(image, _plot(result))
         lines.append(f"![{result['title']}](images/{image.name})\n")
     return "\n".join(lines)
+
+
+def _earlier_rules(result: Mapping[str, Any]) -> list[str]:
+    """Return a warning for each rule of weights whose constants have changed since the study ran."""
+    used = {row["sampling"]["jump"]["weights"] for row in result["rows"] if row["sampling"]["jump"]}
+    made_with = result.get("weights", {})
+    lines = []
+    for name in sorted(used):
+        today, then = repr(COMBINERS[name]()), made_with.get(name)
+        if then != today and (then is not None or name == "kriging"):
+            lines += [f"*The rows of {name} are of {then or 'earlier constants'}, not of today's `{today}`.*", ""]
+    return lines
 
 
 def _table(result: Mapping[str, Any]) -> list[str]:
@@ -165,5 +180,6 @@ SECTIONS: Mapping[str, Callable[[Mapping[str, Any], Path], str]] = {
     "comparison": _comparison,
     "estimates": estimates_section,
     "bound": bound_section,
+    "gate": gate_section,
 }
 """By kind of result: what returns its section of the page, given the result and the folder of images."""

@@ -15,12 +15,14 @@ from redi.comparison import Column, page
 from redi.errors import InputError
 from redi.experiments.bound import run_bound
 from redi.experiments.estimates import run_estimates
+from redi.experiments.gate import run_gate
 from redi.experiments.laboratory import Laboratory, Samples
 from redi.experiments.quality import difference, figures
 from redi.experiments.studies import STUDIES, Claim, Study
 from redi.identity import library_versions
 from redi.metrics import mean_interval
 from redi.results import write_json, write_picture
+from redi.retrieval.weights import combiner
 
 _SHEET, _SHEET_ROWS = 6, 20
 _SIDE, _COLORS = 128, 128
@@ -76,6 +78,7 @@ def run_study(study: Study, laboratory: Laboratory, results: Path, *, tell: Call
         "full": study.full.label,
         "twins": sum(laboratory.twins(replicate) for replicate in range(scale.replicates)),
         "versions": library_versions(),
+        "weights": {name: repr(combiner(name)) for name in _weights(study)},
         "rows": rows,
         "claims": [_verdict(claim, made, at_value, full, laboratory) for claim in study.claims],
         "paper": dict(study.paper),
@@ -85,6 +88,10 @@ def run_study(study: Study, laboratory: Laboratory, results: Path, *, tell: Call
     write_json(results / scale.name / f"{study.name}.json", result)
     write_picture(results / scale.name / f"{study.name}.png", _sheet(study, laboratory, made))
     return result
+
+
+def _weights(study: Study) -> list[str]:
+    return list(dict.fromkeys(each.jump.weights for each in study.samplings if each.jump is not None))
 
 
 def _replicates(laboratory: Laboratory, sampling: Any) -> list[Samples]:
@@ -134,6 +141,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     **{name: partial(run_study, each) for name, each in STUDIES.items()},
     "estimates": run_estimates,
     "bound": run_bound,
+    "gate": run_gate,
 }
 """By name, in the order of the report."""
 

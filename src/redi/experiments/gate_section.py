@@ -1,0 +1,84 @@
+"""Owns the report's section on the gate and calibration, from the result's JSON; must not know how it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from redi.results import write_file
+
+
+def gate_section(result: Mapping[str, Any], images: Path) -> str:
+    """Return the section, and draw its plot."""
+    image = images / "results-gate.svg"
+    write_file(image, _plot(result))
+    scale = result["scale"]
+    lines = [
+        f"## The gate ({result['solver']}, key after {result['key_step']}, `{result['weights']}`)",
+        "",
+        f"{scale['replicates']} banks of {scale['noises']} noises, {scale['entries']} entries and {scale['prompts']} "
+        "held-out prompts each.",
+        "*Harmed*: the evaluator finds everything in the run in full and not after the jump. *ROC area*: how often a",
+        "harmed picture has the higher score of a harmed and an unharmed one (0.5 is chance). *Rank correlation*:",
+        "Spearman's, of the score and the loss, which is the distance of features to the run in full.",
+        "",
+        "| value step | score | harmed | ROC area | rank correlation with the loss |",
+        "| ---: | --- | ---: | ---: | ---: |",
+    ]
+    for row in result["scores"]:
+        said = (f"{row['harmed']:.1%}", "" if row["area"] is None else f"{row['area']:.2f}", f"{row['rank']:.2f}")
+        lines.append(f"| {row['value_step']} | {row['score']} | {' | '.join(said)} |")
+    lines += [
+        "",
+        "`redi calibrate` on half of the prompts, asked for a mean loss, and what the other half came to, over",
+        f"{result['splits']} random splits of each bank. *Above* is the share of splits whose mean on the other half",
+        "was above what was asked. *Fixed* is the loss of the best fixed plan, or lot between two of them, at the same",
+        "mean calls.",
+        "",
+        "| asked | loss | above | mean calls | promise | fixed | against it |",
+        "| ---: | ---: | ---: | ---: | --- | ---: | --- |",
+    ]
+    for row in result["promises"]:
+        loss = "{value:.3f} [{low:.3f}, {high:.3f}]".format(**row["loss"])
+        cells = (
+            f"{row['asked']:.2g}",
+            loss,
+            f"{row['broken_splits']:.0%}",
+            f"{row['calls']:.1f}",
+            row["verdict"],
+            f"{row['fixed_loss']:.3f}",
+            row["against_fixed"],
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", f"![Loss over calls](images/{image.name})\n"])
+
+
+def _plot(result: Mapping[str, Any]) -> bytes:
+    """Draw loss over calls and delivered over asked loss; the same bytes for the same results."""
+    from io import BytesIO
+
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    promises, fixed = result["promises"], result["fixed"]
+    with mpl.rc_context({"svg.hashsalt": "redi", "svg.fonttype": "none"}):
+        figure = Figure(figsize=(10, 4), layout="constrained")
+        over_calls, kept = figure.subplots(1, 2)
+        told = [row["loss"] for row in promises]
+        spread = [[e["value"] - e["low"] for e in told], [e["high"] - e["value"] for e in told]]
+        means = [each["value"] for each in told]
+        over_calls.errorbar(
+            [row["calls"] for row in promises], means, spread, marker="o", capsize=2, label="calibrated"
+        )
+        over_calls.plot([p["calls"] for p in fixed], [p["loss"] for p in fixed], "s--", label="one value step for all")
+        over_calls.set(xlabel="mean network calls", ylabel="mean distance to the full run")
+        over_calls.legend()
+        asked = [row["asked"] for row in promises]
+        kept.errorbar(asked, means, spread, marker="o", capsize=2, label="delivered on fresh prompts")
+        kept.plot(asked, asked, color="black", linewidth=1, label="asked")
+        kept.set(xlabel="loss asked for", ylabel="loss delivered")
+        kept.legend()
+        buffer = BytesIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
