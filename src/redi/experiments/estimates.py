@@ -21,9 +21,9 @@ from redi.metrics import mean_interval
 from redi.results import write_json
 
 _UNIT, *_OTHERS = ESTIMATORS
-DEFAULT = "kriging, H=256, bandwidth 3"
+DEFAULT = "kriging, H=64"
 _POOLED = "one kriging for all noises (entries minus their noise's mean)"
-_AHEAD = "kriging, H=256, keys one step ahead"
+_AHEAD = "kriging, H=64, keys one step ahead"
 
 
 def run_estimates(

@@ -150,7 +150,7 @@ class Kriging:
 
     nugget: float = 3e-2
     bandwidth: float = 3.0
-    default_neighbors: int = 256
+    default_neighbors: int = 64
 
     def __post_init__(self) -> None:
         if not (self.nugget > 0 and self.bandwidth > 0):
