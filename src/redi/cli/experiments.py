@@ -9,12 +9,15 @@ import typer
 
 experiments_app = typer.Typer(help="Regenerate the paper's tables and redi's own claims.", no_args_is_help=True)
 
+_NAMES = (
+    "table1, table2, table3, rivals, smaller, estimates, styles, bound, gate, "
+    "figure6-short, figure6, figure6-pndm, or all."
+)
+
 
 @experiments_app.command()
 def run(
-    name: Annotated[
-        str, typer.Argument(help="table1, table2, table3, rivals, smaller, estimates, bound, gate, or all.")
-    ],
+    name: Annotated[str, typer.Argument(help=_NAMES)],
     scale: Annotated[str, typer.Option(help="toy (minutes) or small (hours, on the bundled model).")] = "toy",
     work: Annotated[
         Path, typer.Option(help="Where bases and samples are kept; runs that are there are not repeated.")

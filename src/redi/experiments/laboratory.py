@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +24,7 @@ from redi.experiments.divergence import Divergence, measure
 from redi.experiments.other_keys import distance_at_value, estimates, run_to
 from redi.experiments.paths import latents_after
 from redi.experiments.sampling import Recording, Sampling, Scale, Solver, fingerprint
-from redi.generating import generate
+from redi.generating import Generation, generate
 from redi.knowledge_base import NoiseBank
 from redi.metrics import Reference
 from redi.miniature.drawing import draw
@@ -36,6 +37,7 @@ from redi.results import write_file, write_json
 from redi.retrieval.weights import LeastSquares, combiner
 
 _BASE_SEED, _PROMPT_SEED, _REFERENCE_SEED = 3000, 4000, 5000
+_SPARE = 32
 _ATTRIBUTES = ("objects", "background", "style", "all")
 
 
@@ -61,6 +63,26 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.calls)
+
+    def first(self, count: int) -> Samples:
+        """Return those of the first prompts; the seconds stay those of all."""
+        faithful = {name: told[:count] for name, told in self.faithful.items()}
+        return Samples(
+            self.features[:count],
+            faithful,
+            self.pictures[:count],
+            self.calls[:count],
+            self.jumped[:count],
+            self.seconds,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """Pictures (n, 64, 64, 3), 0 to 255, and the network calls (n) of each."""
+
+    pictures: NDArray[np.uint8]
+    calls: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -88,15 +110,46 @@ class Laboratory:
         if not path.exists():
             pictures, calls, jumped, seconds = self._run(sampling, replicate)
             self._keep(path, sampling, replicate, pictures, calls, jumped, seconds)
+        return _samples(path)
+
+    def going_on(self, sampling: Sampling, replicate: int, values: Tensor) -> Samples:
+        """Return the samples of a replicate's first prompts (n) that go on from x_v (n, ...), which somebody estimated.
+
+        What comes after a jump does not depend on how the run came to the key step, so only one step is run before it;
+        the calls are those of the whole way. The seconds are not.
+
+        Raises:
+            InputError: The sampling does not jump.
+        """
+        if sampling.jump is None:
+            raise InputError(f"{sampling.label} does not jump", expected="a sampling with a jump")
+        jump, count = sampling.jump, len(values)
+        told = hashlib.sha256(values.numpy().tobytes()).hexdigest()[:12]
+        path = self._folder("going-on", sampling, replicate) / f"{count}-{told}" / "samples.npz"
+        if not path.exists():
+            base = self.base(replace(jump.recording, share=1.0), replicate)
+            prompts, pipe = list(self.prompts(replicate))[:count], self._pipeline(sampling.solver)
+            soon = replace(jump, key_step=1)
+            pictures, calls, jumped, seconds = run_to(values, pipe, base, prompts, self.noise_ids(count), soon)
+            calls = [each + jump.key_step - 1 for each in calls]
+            self._keep(path, sampling, replicate, pictures, calls, jumped, seconds)
+        return _samples(path)
+
+    def pictures(
+        self,
+        recording: Recording,
+        replicate: int,
+        name: str,
+        make: Callable[[Any, redi.KnowledgeBase], list[Generation]],
+    ) -> Pictures:
+        """Return what ``make`` makes with a recording's pipeline and base, once by its name."""
+        path = self._folder("pictures", recording, replicate) / f"{fingerprint(name)}.npz"
+        if not path.exists():
+            found = make(self._pipeline(recording.solver), self.base(recording, replicate))
+            shown = np.stack([np.asarray(each.image.convert("RGB")) for each in found])
+            _write_array(path, pictures=shown, calls=np.asarray([each.report.calls for each in found], np.float64))
         with np.load(path) as kept:
-            return Samples(
-                kept["features"],
-                {name: kept[f"faithful_{name}"] for name in _ATTRIBUTES},
-                kept["pictures"],
-                kept["calls"],
-                kept["jumped"],
-                float(kept["seconds"]),
-            )
+            return Pictures(kept["pictures"], kept["calls"])
 
     def at_value(self, sampling: Sampling, replicate: int) -> NDArray[np.float64]:
         """Return each prompt's distance (n) between the x_v that a jump goes to and that of its run in full."""
@@ -231,7 +284,7 @@ class Laboratory:
         seconds: float,
     ) -> None:
         evaluator = bundled_evaluator()
-        asked = self.prompts(replicate).values()
+        asked = list(self.prompts(replicate).values())[: len(pictures)]
         found = [faithful(one, seen) for one, seen in zip(asked, evaluator.read(pictures), strict=True)]
         arrays = {
             "features": evaluator.features(pictures),
@@ -256,7 +309,7 @@ class Laboratory:
         *more, last = recording.key_steps
         return redi.build(
             self._pipeline(recording.solver),
-            self._base_prompts(replicate, round(recording.share * self.scale.entries)),
+            self._base_prompts(replicate, round(recording.share * self.scale.entries), recording.styles),
             self._folder("bases", recording, replicate),
             plan=Plan(recording.solver.steps, last, recording.value_steps, tuple(more)),
             noises=self._noise_seeds(replicate),
@@ -277,8 +330,11 @@ class Laboratory:
     def _noise_seeds(self, replicate: int) -> list[int]:
         return [replicate * self.scale.noises + place for place in range(self.scale.noises)]
 
-    def _base_prompts(self, replicate: int, count: int) -> list[str]:
-        return list(captions(count, seed=_BASE_SEED + replicate, held_out=False))
+    def _base_prompts(self, replicate: int, count: int, styles: bool = True) -> list[str]:
+        if styles:
+            return list(captions(count, seed=_BASE_SEED + replicate, held_out=False))
+        found = captions(2 * count + _SPARE, seed=_BASE_SEED + replicate, held_out=False)  # one in three has a style
+        return [text for text, asked in found.items() if asked.style is None][:count]
 
     def _folder(self, kind: str, what: Sampling | Recording | Solver, replicate: int) -> Path:
         scale = (self.scale.prompts, self.scale.entries, self.scale.noises)
@@ -294,6 +350,18 @@ class Laboratory:
         for path in sorted(miniature_folder().rglob("*.safetensors")):
             digest.update(path.read_bytes())
         return digest.hexdigest()[:12]
+
+
+def _samples(path: Path) -> Samples:
+    with np.load(path) as kept:
+        return Samples(
+            kept["features"],
+            {name: kept[f"faithful_{name}"] for name in _ATTRIBUTES},
+            kept["pictures"],
+            kept["calls"],
+            kept["jumped"],
+            float(kept["seconds"]),
+        )
 
 
 def _shares(found: list[Faithfulness], name: str) -> NDArray[np.float64]:

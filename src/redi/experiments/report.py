@@ -10,8 +10,10 @@ from typing import Any
 from redi.errors import InputError
 from redi.experiments.bound_section import bound_section
 from redi.experiments.estimates_section import estimates_section
+from redi.experiments.figure6_section import figure6_section
 from redi.experiments.gate_section import gate_section
 from redi.experiments.runner import EXPERIMENTS
+from redi.experiments.styles_section import styles_section
 from redi.results import write_file
 from redi.retrieval.weights import COMBINERS
 
@@ -181,5 +183,7 @@ SECTIONS: Mapping[str, Callable[[Mapping[str, Any], Path], str]] = {
     "estimates": estimates_section,
     "bound": bound_section,
     "gate": gate_section,
+    "figure6": figure6_section,
+    "styles": styles_section,
 }
 """By kind of result: what returns its section of the page, given the result and the folder of images."""

@@ -15,10 +15,12 @@ from redi.comparison import Column, page
 from redi.errors import InputError
 from redi.experiments.bound import run_bound
 from redi.experiments.estimates import run_estimates
+from redi.experiments.figure6 import FIGURES, run_figure6
 from redi.experiments.gate import run_gate
 from redi.experiments.laboratory import Laboratory, Samples
 from redi.experiments.quality import difference, figures
 from redi.experiments.studies import STUDIES, Claim, Study
+from redi.experiments.styles import run_styles
 from redi.identity import library_versions
 from redi.metrics import mean_interval
 from redi.results import write_json, write_picture
@@ -140,8 +142,10 @@ def _sheet(study: Study, laboratory: Laboratory, made: dict[str, list[Samples]])
 EXPERIMENTS: Mapping[str, Experiment] = {
     **{name: partial(run_study, each) for name, each in STUDIES.items()},
     "estimates": run_estimates,
+    "styles": run_styles,
     "bound": run_bound,
     "gate": run_gate,
+    **{name: partial(run_figure6, name=name, figure=each) for name, each in FIGURES.items()},
 }
 """By name, in the order of the report."""
 

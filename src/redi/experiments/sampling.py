@@ -36,6 +36,7 @@ class Recording:
         value_steps: Completed steps of the values.
         share: Of the scale's entries.
         values: How values are kept: "float16", or a codec of fewer bits.
+        styles: Whether the base's captions may ask for a style.
     """
 
     solver: Solver
@@ -43,6 +44,7 @@ class Recording:
     value_steps: tuple[int, ...]
     share: float = 1.0
     values: str = "float16"
+    styles: bool = True
 
 
 @dataclass(frozen=True)

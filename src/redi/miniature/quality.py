@@ -36,13 +36,14 @@ class Faithfulness:
     style: bool
 
     @property
+    def content(self) -> bool:
+        """Whether everything that the caption says is right, apart from the style."""
+        return self.objects and not any(part is False for part in (self.sizes, self.relation, self.background))
+
+    @property
     def all(self) -> bool:
         """Whether everything that the caption says is right."""
-        return (
-            self.objects
-            and self.style
-            and not any(part is False for part in (self.sizes, self.relation, self.background))
-        )
+        return self.content and self.style
 
 
 def faithful(description: Description, reading: Reading) -> Faithfulness:
@@ -55,6 +56,15 @@ def faithful(description: Description, reading: Reading) -> Faithfulness:
     background = None if description.background is None else reading.background == description.background
     style = reading.style == (description.style or PLAIN)
     return Faithfulness(objects, kinds, sizes, _relation_holds(description, reading), background, style)
+
+
+def layout_similarity(one: Reading, other: Reading) -> float:
+    """Return the share, of the kinds that are seen in either picture, that both have within 6 pixels; 1 of nothing."""
+    first, second = ({item.kind: item for item in reading.objects} for reading in (one, other))
+    kinds = first.keys() | second.keys()
+    both = [(first[kind], second[kind]) for kind in first.keys() & second.keys()]
+    near = sum(bool(np.hypot(a.x - b.x, a.y - b.y) <= _NEAR) for a, b in both)
+    return near / len(kinds) if kinds else 1.0
 
 
 def summarize(descriptions: Sequence[Description], readings: Sequence[Reading]) -> dict[str, float | None]:
