@@ -117,8 +117,22 @@ def test_the_report_is_the_same_bytes_for_the_same_results(results: Path, tmp_pa
     plots = [(tmp_path / name / "images" / "results-tiny.svg").read_bytes() for name in ("one", "two")]
     assert plots[0] == plots[1]
     assert "| ReDi dpm-6 2->4 least-squares H=2 | 4 |" in pages[0]
+    assert "from full | kernel | abstained | seconds | x_v apart |" in pages[0]
     with pytest.raises(InputError, match="no results"):
         write_report(tmp_path / "nothing", tmp_path / "results.md", scale="tiny")
+
+
+def test_rows_that_miss_a_measure_say_so(results: Path, tmp_path: Path) -> None:
+    found = json.loads((results / "tiny" / "tiny.json").read_text())
+    for row in found["rows"]:
+        for measure in ("kernel", "jumped", "seconds", "at_value"):
+            row.pop(measure, None)
+    found["rows"][0]["at_value"] = found["rows"][0]["frechet"]
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "tiny.json").write_text(json.dumps(found))
+    page = write_report(tmp_path, tmp_path / "results.md", scale="tiny")
+    jump = next(line for line in page.splitlines() if line.startswith(f"| {JUMP.label} | 4 |"))
+    assert jump.endswith("| — | — | — | — |")
 
 
 def _samples(right: np.ndarray, features: np.ndarray) -> list[Samples]:
@@ -155,6 +169,7 @@ def test_the_command_line_names_what_there_is(tmp_path: Path) -> None:
     runner = CliRunner()
     assert runner.invoke(app, ["experiments", "run", "table9", "--work", str(tmp_path)]).exit_code == 1
     assert runner.invoke(app, ["experiments", "run", "table1", "--scale", "huge"]).exit_code == 1
+    assert runner.invoke(app, ["experiments", "bound", "--scale", "huge"]).exit_code == 1
     missing = runner.invoke(app, ["experiments", "report", "--results", str(tmp_path), "--out", str(tmp_path / "r.md")])
     assert missing.exit_code == 1
 

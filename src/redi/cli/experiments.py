@@ -15,15 +15,20 @@ _NAMES = (
 )
 
 
+_Size = Annotated[str, typer.Option("--scale", help="toy (minutes) or small (hours, on the bundled model).")]
+_Work = Annotated[Path, typer.Option(help="Where bases and samples are kept; runs that are there are not repeated.")]
+_Results = Annotated[Path, typer.Option(help="Where the results go, as JSON and sheets.")]
+_Device = Annotated[str | None, typer.Option(help="cpu or cuda; by default the first that is there.")]
+_WORK, _RESULTS = Path("runs/experiments"), Path("results")
+
+
 @experiments_app.command()
 def run(
     name: Annotated[str, typer.Argument(help=_NAMES)],
-    scale: Annotated[str, typer.Option(help="toy (minutes) or small (hours, on the bundled model).")] = "toy",
-    work: Annotated[
-        Path, typer.Option(help="Where bases and samples are kept; runs that are there are not repeated.")
-    ] = Path("runs/experiments"),
-    results: Annotated[Path, typer.Option(help="Where the results go, as JSON and sheets.")] = Path("results"),
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; by default the first that is there.")] = None,
+    scale: _Size = "toy",
+    work: _Work = _WORK,
+    results: _Results = _RESULTS,
+    device: _Device = None,
 ) -> None:
     """Run what is missing of a study and write its results; interrupt it at any time and call it again to go on.
 
@@ -41,6 +46,46 @@ def run(
     for each, run_it in chosen.items():
         run_it(laboratory, results, tell=typer.echo)
         typer.echo(f"wrote {results / scale / each}.json")
+
+
+@experiments_app.command()
+def bound(scale: _Size = "toy", work: _Work = _WORK, results: _Results = _RESULTS, device: _Device = None) -> None:
+    """Compare the paper's error bound (section 5) with what is observed: the same as redi experiments run bound.
+
+    Example: redi experiments bound --scale toy
+    """
+    run("bound", scale, work, results, device)
+
+
+@experiments_app.command()
+def rate(
+    folder: Annotated[Path, typer.Argument(help="What redi generate --compare wrote.")],
+    scores: Annotated[Path, typer.Option(help="Where scores go, one line of JSON for a pair; rated pairs are kept.")],
+    port: Annotated[int, typer.Option(help="Of the page on this machine; 0 is a free one.", min=0, max=65535)] = 0,
+    seed: Annotated[int, typer.Option(help="Decides the order of pairs and of their sides.", min=0)] = 0,
+    summary: Annotated[bool, typer.Option("--summary", help="Tell the scores so far instead.")] = False,
+) -> None:
+    """Rate pictures of ReDi and of the full run from 1 to 5 without knowing which is which, on a page in the browser.
+
+    The keys 1 to 5 score the picture with the frame. Ctrl-C ends it; call it again to go on.
+
+    Example: redi experiments rate pictures --scores scores.jsonl
+    """
+    from redi.experiments import rating
+
+    if summary:
+        told = rating.summary(scores)
+        typer.echo(f"{told['pairs']} pairs")
+        for name in ("redi", "full", "difference"):
+            found = told[name]
+            typer.echo(f"{name}: {found.value:.2f} [{found.low:.2f}, {found.high:.2f}]")
+        return
+    with rating.server(rating.Session(rating.pairs_of(folder, seed=seed), scores), port=port) as page:
+        typer.echo(f"http://127.0.0.1:{page.server_address[1]}/")
+        try:
+            page.serve_forever()
+        except KeyboardInterrupt:
+            typer.echo(f"scores are in {scores}")
 
 
 @experiments_app.command()
