@@ -115,7 +115,7 @@ def test_quantiles_of_several_steps_are_those_of_the_base(ground: Ground) -> Non
     own = base.leave_one_out(3).double()
     for step, quantile in ((AWAY, 0.9), (NEAR, 0.25)):
         assert enabled.rule.gates[step].max_distance == pytest.approx(float(own.quantile(quantile)))
-    assert f"step 3 -> {NEAR} or {AWAY} of 12, 2 neighbours, LeastSquares, {NEAR} up to distance" in redi.summary(
+    assert f"step 3 -> {NEAR} or {AWAY} of 12, 64 neighbours, Kriging, {NEAR} up to distance" in redi.summary(
         enabled.pipe
     )
 

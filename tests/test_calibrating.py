@@ -61,7 +61,7 @@ def test_a_measure_of_ones_own_is_asked(pipe: Any, base: KnowledgeBase, tmp_path
     def brightness(samples: Any, in_full: Any) -> Any:
         return np.asarray([abs(np.mean(a) - np.mean(b)) for a, b in zip(samples, in_full, strict=True)])
 
-    found = calibrate(pipe, copied, ASKED, measure=brightness, progress=False)
+    found = calibrate(pipe, copied, ASKED, weights="least-squares", measure=brightness, progress=False)
     assert found.measure == "brightness"
     assert found.way.neighbors == 2
     assert "variance" not in found.measured.scores, "least squares have none"
@@ -101,7 +101,7 @@ def test_a_gate_on_what_the_weights_tell_decides_each_image_alone(pipe: Any, bas
 
 
 def test_max_loss_is_refused_where_nothing_was_promised(pipe: Any, base: KnowledgeBase, tmp_path: Path) -> None:
-    with pytest.raises(KnowledgeBaseError, match=r"tells nothing of key step 2, 2 neighbours, LeastSquares"):
+    with pytest.raises(KnowledgeBaseError, match=r"tells nothing of key step 2, 64 neighbours, Kriging"):
         redi.enable(pipe, base, max_loss=0.1)
     with pytest.raises(RetrievalError, match="no picture that may jump"):
         redi.enable(pipe, base, max_loss=1e-9, **KRIGED)

@@ -15,9 +15,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from redi.cli import options
 from redi.cli.app import app
 from redi.knowledge_base import KnowledgeBase
 from redi.pipelines import SCHEDULERS
+from redi.retrieval import DEFAULT_WEIGHTS
 from tiny import tiny_pipeline
 
 PROMPTS = ("a red cat", "a blue dog", "a green house", "a yellow boat", "a pink fish", "a black star")
@@ -331,3 +333,7 @@ _MANY = [
 def _any_unit(folder: Path) -> bool:
     # Opening the base would take as long as building it.
     return (folder / "manifest.json").exists() and any(folder.glob("entries.lance/data/*.lance"))
+
+
+def test_the_weights_named_in_help_are_the_librarys_own_default() -> None:
+    assert options.DEFAULT_WEIGHTS == DEFAULT_WEIGHTS

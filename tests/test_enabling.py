@@ -71,7 +71,7 @@ def test_a_new_prompt_goes_on_from_the_weighted_values(ground: Ground) -> None:
     with run(pipe, Watcher(3, lambda latents: [Jump(6, value)])):
         by_hand = full_images(pipe, [NEW], NOISES[1:2], 12)
 
-    redi.enable(pipe, base, value_step=6, max_distance=torch.inf)
+    redi.enable(pipe, base, value_step=6, weights="least-squares", max_distance=torch.inf)
     torch.testing.assert_close(call(pipe, NEW, latents=NOISES[1:2]), by_hand, rtol=1e-4, atol=1e-4)
     (report,) = redi.reports(pipe)
     assert [each.weight for each in report.neighbors] == pytest.approx(weights.tolist(), rel=1e-3)
@@ -391,7 +391,7 @@ def test_summary_tells_what_is_enabled_and_what_happened(ground: Ground) -> None
     pipe = ground.pipe("pndm")
     redi.enable(pipe, ground.base("pndm"), max_distance=0.5)
     before = redi.summary(pipe)
-    assert "18 entries, 3 noises; step 3 -> 8 of 12, 2 neighbours, LeastSquares, up to distance 0.5" in before
+    assert "18 entries, 3 noises; step 3 -> 8 of 12, 64 neighbours, Kriging, up to distance 0.5" in before
     assert "no image has been generated yet" in before
     call(pipe, [PROMPTS[0], NEW], latents=NOISES[:2])
     after = redi.summary(pipe)

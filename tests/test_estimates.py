@@ -19,7 +19,7 @@ SMOOTH = [name for name in ESTIMATORS if "kriging" in name or "regression" in na
 
 
 def _linear(count: int, *, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return keys (count, 64) of three directions (four neighbours can tell them) and their values under one linear map."""
+    """Return keys (count, 64) of three directions, which four neighbours can tell, and values under one linear map."""
     draw = torch.Generator().manual_seed(seed)
     directions = torch.linalg.qr(torch.randn(64, 3, generator=torch.Generator().manual_seed(9))).Q.T
     keys = 3 + torch.randn(count, 3, generator=draw) @ directions

@@ -21,7 +21,7 @@ from redi.generating import Base, Generation, full, generate
 from redi.knowledge_base import KnowledgeBase
 from redi.knowledge_base.upkeep import parts
 from redi.pipelines import MINIATURE
-from redi.retrieval import Combiner, Report
+from redi.retrieval import DEFAULT_WEIGHTS, Combiner, Report
 from redi.samples import numbers
 
 Loss = Callable[[Sequence[Any], Sequence[Any]], NDArray[np.float64]]
@@ -69,7 +69,7 @@ def calibrate(
     measure: str | Loss | None = None,
     key_step: int | None = None,
     neighbors: int | None = None,
-    weights: str | Combiner = "least-squares",
+    weights: str | Combiner = DEFAULT_WEIGHTS,
     seed: int = 0,
     batch_size: int = 16,
     progress: bool = True,

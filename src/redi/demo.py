@@ -22,13 +22,13 @@ from redi.miniature.scenes import captions
 from redi.pipelines import MINIATURE, load_pipeline
 from redi.plan import Plan
 from redi.results import COMPARISON, REPORT, per_picture, write_json, write_picture
+from redi.retrieval import DEFAULT_WEIGHTS
 
 PLAN = Plan(20, key_step=2, value_steps=(7, 12))
 """15 and 10 calls of 20. With shared noise two steps tell the prompts apart, and the earlier the key, the longer the
 tail that the same number of calls pays for."""
 
 _SCHEDULER = "dpm"
-_WEIGHTS = "kriging"  # a small base is thin: two neighbours (the paper's weights) leave much of the query
 _NOISES = 4
 _BASE_SEED, _PROMPT_SEED = 11, 12
 _BUILD_BATCH, _BATCH = 32, 12
@@ -81,7 +81,7 @@ def run_demo(out: Path, *, entries: int = 800, pictures: int = 24, device: str |
         if value_step is None:
             found = full(pipe, base, prompts, batch_size=_BATCH)
         else:
-            found = generate(pipe, base, prompts, batch_size=_BATCH, value_step=value_step, weights=_WEIGHTS)
+            found = generate(pipe, base, prompts, batch_size=_BATCH, value_step=value_step)
         seconds = time.perf_counter() - started
         shares = summarize(descriptions, evaluator.read([each.image for each in found]))
         outcomes.append(_outcome(value_step, found, seconds, shares))
@@ -95,7 +95,7 @@ def run_demo(out: Path, *, entries: int = 800, pictures: int = 24, device: str |
         "plan": PLAN.to_dict(),
         "entries": len(base),
         "noises": _NOISES,
-        "weights": _WEIGHTS,
+        "weights": DEFAULT_WEIGHTS,
         "outcomes": [asdict(outcome) for outcome in outcomes],
         "pictures": [[each.report.to_dict() for each in found] for found in made],
     }

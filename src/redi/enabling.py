@@ -22,7 +22,17 @@ from redi.jumping import JumpPolicy, JumpRule
 from redi.knowledge_base import KnowledgeBase, describe_differences
 from redi.knowledge_base.growth import Growth
 from redi.reporting import reported_call
-from redi.retrieval import SCORES, Combiner, Gate, Limit, Report, combiner, format_reports, gates_by_step
+from redi.retrieval import (
+    DEFAULT_WEIGHTS,
+    SCORES,
+    Combiner,
+    Gate,
+    Limit,
+    Report,
+    combiner,
+    format_reports,
+    gates_by_step,
+)
 
 DEFAULT_QUANTILE = 0.9
 """The gate that is used when none is named, as a quantile of the base's own leave-one-out distances."""
@@ -107,7 +117,7 @@ def enable(
     key_step: int | None = None,
     value_step: int | None = None,
     neighbors: int | None = None,
-    weights: str | Combiner = "least-squares",
+    weights: str | Combiner = DEFAULT_WEIGHTS,
     max_distance: Limit | None = None,
     quantile: Limit | None = None,
     max_loss: float | None = None,
@@ -126,8 +136,8 @@ def enable(
         kb: A knowledge base, or its folder.
         key_step: Completed steps after which the base is asked; by default the plan's.
         value_step: Completed steps to go on from; by default the plan's last (the fewest calls).
-        neighbors: Entries to combine (H); by default what ``weights`` likes (the paper's 2).
-        weights: "least-squares" (the paper's), "affine", "nearest", "kriging", or an object of your own.
+        neighbors: Entries to combine (H); by default what ``weights`` likes (kriging 64, the paper's 2).
+        weights: "kriging", "least-squares" (the paper's), "affine", "nearest", or an object of your own.
         max_distance: An image whose nearest neighbour is further away runs in full; infinity for no limit. Or a limit
             for each of several value steps, in place of ``value_step``: with ``{30: 9.0, 40: 4.0}`` an image goes on
             from the latest step whose limit its nearest neighbour meets, and beyond all of them it runs in full.
@@ -179,7 +189,7 @@ def prepare(
     key_step: int | None = None,
     value_step: int | None = None,
     neighbors: int | None = None,
-    weights: str | Combiner = "least-squares",
+    weights: str | Combiner = DEFAULT_WEIGHTS,
     max_distance: Limit | None = None,
     quantile: Limit | None = None,
     max_loss: float | None = None,

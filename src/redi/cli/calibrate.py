@@ -44,7 +44,7 @@ def calibrate(
     model: options.Model = None,
     key_step: options.KeyStep = None,
     neighbors: options.Neighbors = None,
-    weights: options.Weights = "least-squares",
+    weights: options.Weights = options.DEFAULT_WEIGHTS,
     seed: options.Seed = 0,
     batch_size: options.BatchSize = 16,
     device: options.Device = None,

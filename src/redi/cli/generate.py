@@ -16,7 +16,7 @@ def generate(
     key_step: options.KeyStep = None,
     value_step: options.ValueStep = None,
     neighbors: options.Neighbors = None,
-    weights: options.Weights = "least-squares",
+    weights: options.Weights = options.DEFAULT_WEIGHTS,
     max_distance: options.MaxDistance = None,
     quantile: options.Quantile = None,
     max_loss: options.MaxLoss = None,
@@ -39,7 +39,7 @@ def generate(
     \b
     Example:
       redi generate "a red cat on the grass" "two boats at night" --kb my-base --compare
-      redi generate --prompts captions.txt --kb my-base --value-step 30 --weights kriging
+      redi generate --prompts captions.txt --kb my-base --value-step 30
       redi generate --prompts captions.txt --kb my-base --quantile 20:0.95,40:0.5
       redi generate --prompts captions.txt --kb my-base --grow --capacity-size 2GB
     """

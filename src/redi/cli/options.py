@@ -11,6 +11,9 @@ import typer
 
 from redi.pipelines import DTYPES, MINIATURE, SCHEDULERS
 
+DEFAULT_WEIGHTS = "kriging"
+"""The library's own default, told here again: importing it would load torch before --help is shown."""
+
 
 def steps(text: str) -> tuple[int, ...]:
     """Read step numbers separated by commas."""
@@ -147,7 +150,7 @@ Neighbors = Annotated[
 ]
 Weights = Annotated[
     str,
-    typer.Option("--weights", help="How entries are combined.", metavar="least-squares|affine|nearest|kriging"),
+    typer.Option("--weights", help="How entries are combined.", metavar="kriging|least-squares|affine|nearest"),
 ]
 MaxDistance = Annotated[
     str | None,

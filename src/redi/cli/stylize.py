@@ -20,7 +20,7 @@ def stylize(
     key_step: options.KeyStep = None,
     value_step: options.ValueStep = None,
     neighbors: options.Neighbors = None,
-    weights: options.Weights = "least-squares",
+    weights: options.Weights = options.DEFAULT_WEIGHTS,
     max_distance: options.MaxDistance = None,
     quantile: options.Quantile = None,
     max_loss: options.MaxLoss = None,

@@ -4,6 +4,7 @@ from redi.retrieval.gate import SCORES, Gate, Limit, choose_step, gates_by_step
 from redi.retrieval.report import Neighbor, Report, format_reports
 from redi.retrieval.weights import (
     COMBINERS,
+    DEFAULT_WEIGHTS,
     Affine,
     Combination,
     Combiner,
@@ -15,6 +16,7 @@ from redi.retrieval.weights import (
 
 __all__ = [
     "COMBINERS",
+    "DEFAULT_WEIGHTS",
     "SCORES",
     "Affine",
     "Combination",

@@ -192,6 +192,9 @@ COMBINERS: Mapping[str, Callable[[], Combiner]] = MappingProxyType(
 )
 """The combiners that can be chosen by name; "least-squares" is the paper's."""
 
+DEFAULT_WEIGHTS = "kriging"
+"""What is used where none is named: at equal calls it won every comparison (docs/results.md)."""
+
 
 def combiner(choice: str | Combiner) -> Combiner:
     """Return the combiner of that name, or the given object if it already is one.
