@@ -13,13 +13,15 @@ from typer.testing import CliRunner
 from redi.cli.app import app
 from redi.errors import InputError
 from redi.experiments.laboratory import Laboratory, Samples
-from redi.experiments.other_keys import distance_at_value
+from redi.experiments.other_keys import distance_at_value, run_full
+from redi.experiments.other_values import reuse_pictures
 from redi.experiments.quality import difference, figures
 from redi.experiments.report import write_report
 from redi.experiments.runner import experiment, run_study
 from redi.experiments.sampling import Recording, Scale, Solver, plain, redi
 from redi.experiments.studies import STUDIES, Claim, Study
 from redi.metrics import Reference
+from redi.miniature.evaluation import bundled_evaluator
 
 TINY = Scale("tiny", prompts=4, entries=12, noises=2, replicates=2, reference=40)
 RECORDING = Recording(Solver("dpm", 6), (1, 2), (3, 4))
@@ -32,6 +34,7 @@ STUDY = Study(
     (Claim(JUMP.label, SHORT.label, "frechet"), Claim(JUMP.label, JUMP.label, "at_value")),
     plot=True,
     at_value=True,
+    diversity=True,
 )
 
 
@@ -87,6 +90,43 @@ def test_other_keys_jump_at_the_same_calls_and_land_elsewhere(laboratory: Labora
         laboratory.at_value(FULL, 0)
 
 
+@pytest.mark.parametrize("key", ["text", "trajectory"])
+def test_a_neighbours_picture_as_it_is_needs_no_call_after_its_key(laboratory: Laboratory, key: str) -> None:
+    before = 0 if key == "text" else 2
+    unchanged = laboratory.sample(redi(RECORDING, before, 6, key=key, value="picture", weights="nearest"), 0)
+    assert set(unchanged.calls) == {before}
+    noised = laboratory.sample(redi(RECORDING, before, 4, key=key, value="picture", weights="nearest"), 0)
+    assert set(noised.calls) == {before + 2}
+    apart = np.abs(noised.features - unchanged.features).max(1)
+    assert (apart > 0).all(), "fresh noise and another prompt make another picture"
+
+
+def test_the_neighbours_picture_of_an_entrys_own_prompt_is_its_full_run(laboratory: Laboratory) -> None:
+    base, pipe = laboratory.base(RECORDING, 0), laboratory._pipeline(RECORDING.solver)
+    entries = base.entries(range(4))
+    prompts, noise_ids = [entry.prompt for entry in entries], [entry.noise_id for entry in entries]
+    for key, before in (("text", 0), ("trajectory", 2)):
+        jump = redi(RECORDING, before, 6, key=key, value="picture", weights="nearest").jump
+        assert jump is not None
+        pictures, *_ = reuse_pictures(pipe, base, prompts, noise_ids, jump)
+        for one, other in zip(pictures, run_full(pipe, base, prompts, noise_ids), strict=True):
+            assert np.abs(np.asarray(one, int) - np.asarray(other, int)).max() <= 1
+
+
+def test_diversity_is_of_one_prompt_from_every_noise(laboratory: Laboratory) -> None:
+    (prompt, *_), pipe = laboratory.prompts(0), laboratory._pipeline(FULL.solver)
+    pictures = run_full(pipe, laboratory.base(RECORDING, 0), [prompt] * 2, [0, 1])
+    one, other = bundled_evaluator().features(pictures)
+    assert laboratory.diversity(FULL, 0) == pytest.approx([np.linalg.norm(one - other)], rel=1e-3)
+
+
+def test_a_text_key_needs_no_step_before_the_jump(laboratory: Laboratory) -> None:
+    started = laboratory.sample(redi(RECORDING, 0, 4, key="text", weights="nearest"), 0)
+    later = laboratory.sample(redi(RECORDING, 2, 4, key="text", weights="nearest"), 0)
+    assert set(started.calls) == {2}
+    np.testing.assert_array_equal(started.pictures, later.pictures)
+
+
 def test_an_entrys_own_prompt_lands_on_its_own_value(laboratory: Laboratory, results: Path) -> None:
     jump = redi(RECORDING, 2, 4, weights="nearest").jump
     assert jump is not None
@@ -107,6 +147,7 @@ def test_a_result_says_what_it_was_made_with(results: Path) -> None:
     assert rows["dpm-6"]["n"] == 8
     assert rows[JUMP.label]["calls"] == 4
     assert rows[JUMP.label]["at_value"]["value"] > 0
+    assert all(row["diversity"]["value"] > 0 for row in rows.values())
     assert found["claims"][1]["verdict"] == "no difference", "of a sampling with itself"
     assert (results / "tiny" / "tiny.png").stat().st_size > 1000
 
@@ -117,7 +158,7 @@ def test_the_report_is_the_same_bytes_for_the_same_results(results: Path, tmp_pa
     plots = [(tmp_path / name / "images" / "results-tiny.svg").read_bytes() for name in ("one", "two")]
     assert plots[0] == plots[1]
     assert "| ReDi dpm-6 2->4 least-squares H=2 | 4 |" in pages[0]
-    assert "from full | kernel | abstained | seconds | x_v apart |" in pages[0]
+    assert "from full | kernel | abstained | seconds | x_v apart | diversity |" in pages[0]
     with pytest.raises(InputError, match="no results"):
         write_report(tmp_path / "nothing", tmp_path / "results.md", scale="tiny")
 
@@ -125,7 +166,7 @@ def test_the_report_is_the_same_bytes_for_the_same_results(results: Path, tmp_pa
 def test_rows_that_miss_a_measure_say_so(results: Path, tmp_path: Path) -> None:
     found = json.loads((results / "tiny" / "tiny.json").read_text())
     for row in found["rows"]:
-        for measure in ("kernel", "jumped", "seconds", "at_value"):
+        for measure in ("kernel", "jumped", "seconds", "at_value", "diversity"):
             row.pop(measure, None)
     found["rows"][0]["at_value"] = found["rows"][0]["frechet"]
     (tmp_path / "tiny").mkdir()

@@ -10,7 +10,7 @@ import typer
 experiments_app = typer.Typer(help="Regenerate the paper's tables and redi's own claims.", no_args_is_help=True)
 
 _NAMES = (
-    "table1, table2, table3, rivals, smaller, estimates, styles, bound, gate, "
+    "table1, table2, table3, rivals, variants, smaller, estimates, styles, bound, gate, "
     "figure6-short, figure6, figure6-pndm, or all."
 )
 

@@ -22,6 +22,7 @@ from redi.attachment import quiet
 from redi.errors import InputError
 from redi.experiments.divergence import Divergence, measure
 from redi.experiments.other_keys import distance_at_value, estimates, run_to
+from redi.experiments.other_values import reuse_pictures
 from redi.experiments.paths import latents_after
 from redi.experiments.sampling import Recording, Sampling, Scale, Solver, fingerprint
 from redi.generating import Generation, generate
@@ -38,6 +39,7 @@ from redi.retrieval.weights import LeastSquares, combiner
 
 _BASE_SEED, _PROMPT_SEED, _REFERENCE_SEED = 3000, 4000, 5000
 _SPARE = 32
+_DIVERSE = 8
 _ATTRIBUTES = ("objects", "background", "style", "all")
 
 
@@ -108,7 +110,8 @@ class Laboratory:
         """
         path = self._folder("samples", sampling, replicate) / "samples.npz"
         if not path.exists():
-            pictures, calls, jumped, seconds = self._run(sampling, replicate)
+            prompts = list(self.prompts(replicate))
+            pictures, calls, jumped, seconds = self._run(sampling, replicate, prompts, self.noise_ids(len(prompts)))
             self._keep(path, sampling, replicate, pictures, calls, jumped, seconds)
         return _samples(path)
 
@@ -162,6 +165,19 @@ class Laboratory:
             pipe = self._pipeline(sampling.solver)
             found = distance_at_value(pipe, base, prompts, self.noise_ids(len(prompts)), jump)
             _write_array(path, np.asarray(found))
+        return np.asarray(np.load(path), np.float64)
+
+    def diversity(self, sampling: Sampling, replicate: int) -> NDArray[np.float64]:
+        """Return how far apart the pictures of one prompt from all noises are, for every eighth prompt: the mean
+        distance (n) of their features, of all pairs."""
+        path = self._folder("samples", sampling, replicate) / "diversity.npy"
+        if not path.exists():
+            count = self.scale.noises
+            prompts = [prompt for prompt in list(self.prompts(replicate))[::_DIVERSE] for _ in range(count)]
+            pictures, *_ = self._run(sampling, replicate, prompts, list(range(count)) * (len(prompts) // count))
+            features = bundled_evaluator().features(pictures).reshape(-1, count, 1, 128)
+            apart = np.linalg.norm(features - features.transpose(0, 2, 1, 3), axis=3)
+            _write_array(path, apart.sum((1, 2)) / (count * (count - 1)))
         return np.asarray(np.load(path), np.float64)
 
     def divergence(self, recording: Recording, replicate: int, queries: int) -> Divergence:
@@ -221,13 +237,15 @@ class Laboratory:
             round(recording.share * self.scale.entries) * max(recording.value_steps) for recording, _ in bases
         )
 
-    def _run(self, sampling: Sampling, replicate: int) -> tuple[list[Image.Image], list[int], list[bool], float]:
-        prompts = list(self.prompts(replicate))
+    def _run(
+        self, sampling: Sampling, replicate: int, prompts: list[str], noise_ids: list[int]
+    ) -> tuple[list[Image.Image], list[int], list[bool], float]:
         pipe = self._pipeline(sampling.solver)
-        noise_ids = self.noise_ids(len(prompts))
         if sampling.jump is not None:
             jump = sampling.jump
             base = self.base(jump.recording, replicate)
+            if jump.value == "picture":
+                return reuse_pictures(pipe, base, prompts, noise_ids, jump)
             if jump.key != "trajectory":
                 return run_to(estimates(pipe, base, prompts, noise_ids, jump), pipe, base, prompts, noise_ids, jump)
             started = time.perf_counter()

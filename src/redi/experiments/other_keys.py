@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -75,10 +76,34 @@ def estimates(pipe: Any, base: KnowledgeBase, prompts: Sequence[str], noise_ids:
     return torch.stack(found)
 
 
+def nearest_by_text(pipe: Any, base: KnowledgeBase, prompts: Sequence[str], noise_ids: Sequence[int]) -> list[int]:
+    """Return for each prompt (n) the row of the entry of its noise whose prompt has the nearest text embedding."""
+    of_noise = base.noise_ids()
+    of_entries, of_prompts = _embedded(pipe, base.prompts(range(len(base)))), _embedded(pipe, prompts)
+    found = []
+    for place, noise_id in enumerate(noise_ids):
+        rows = np.flatnonzero(of_noise == noise_id)
+        found.append(int(rows[int((of_entries[rows] - of_prompts[place]).norm(dim=1).argmin())]))
+    return found
+
+
+def run_full(pipe: Any, base: KnowledgeBase, prompts: Sequence[str], noise_ids: Sequence[int]) -> list[Image.Image]:
+    """Return the pictures of prompts (n), run in full as the base was built."""
+    with quiet(pipe):
+        batches = [_call(pipe, base, prompts[batch], noise_ids[batch]).images for batch in _batches(len(prompts))]
+    return [picture for batch in batches for picture in batch]
+
+
 def run_to(
     values: Tensor, pipe: Any, base: KnowledgeBase, prompts: Sequence[str], noise_ids: Sequence[int], jump: Jump
 ) -> tuple[list[Image.Image], list[int], list[bool], float]:
-    """Run every prompt (n) to the key step, jump to its x_v (n, ...) and finish."""
+    """Run every prompt (n) to the key step, jump to its x_v (n, ...) and finish.
+
+    What comes after a jump does not depend on what came before it, so of a jump from the start one step is run all the
+    same (an engine's jump comes after a step), and not counted.
+    """
+    before = jump.key_step
+    jump = replace(jump, key_step=max(1, before))
     pictures: list[Image.Image] = []
     calls: list[int] = []
     started = time.perf_counter()
@@ -86,7 +111,7 @@ def run_to(
         policy = _Given(base, pipe.scheduler, jump, values[batch])
         with quiet(pipe), run(pipe, policy) as statistics:
             pictures += _call(pipe, base, prompts[batch], noise_ids[batch]).images
-        calls += statistics.calls
+        calls += [each - jump.key_step + before for each in statistics.calls]
     return pictures, calls, [True] * len(pictures), time.perf_counter() - started
 
 

@@ -28,7 +28,8 @@ distance to drawings of held-out captions in the features of redi's own evaluato
 which the evaluator finds everything that the prompt says, *from full* the mean distance of these features to the run
 in full from the same noise, *kernel* the kernel distance to the same drawings, *abstained* the share of pictures that
 did not jump, *seconds* wall-clock per picture with everything but loading, on whatever machine ran the study and with
-what else it did then, *x_v apart* the distance between the latents that a jump goes to and those of that run.
+what else it did then, *x_v apart* the distance between the latents that a jump goes to and those of that run,
+*diversity* the mean distance of features between pictures of one prompt from several noises.
 Frechet distances of different numbers of pictures, or of another extractor, do not
 compare: the paper's are FID of Inception features of 4,000 pictures of Stable Diffusion 1.5 on COCO. Brackets are 95 %
 bootstrap intervals over prompts.
@@ -101,7 +102,8 @@ def _earlier_rules(result: Mapping[str, Any]) -> list[str]:
 
 
 def _table(result: Mapping[str, Any]) -> list[str]:
-    paper, apart = result["paper"], any("at_value" in row for row in result["rows"])
+    paper = result["paper"]
+    apart, spread = (any(name in row for row in result["rows"]) for name in ("at_value", "diversity"))
     names = [
         "sampling",
         "calls",
@@ -112,6 +114,7 @@ def _table(result: Mapping[str, Any]) -> list[str]:
         "abstained",
         "seconds",
         *(["x_v apart"] if apart else []),
+        *(["diversity"] if spread else []),
         *(["paper's FID"] if paper else []),
     ]
     lines = [f"| {' | '.join(names)} |", "| --- |" + " ---: |" * (len(names) - 1)]
@@ -126,6 +129,7 @@ def _table(result: Mapping[str, Any]) -> list[str]:
             f"{1 - row['jumped']:.0%}" if row["sampling"]["jump"] and "jumped" in row else _NOTHING,
             f"{row['seconds']:.2f}" if "seconds" in row else _NOTHING,
             *([_measured(row, "at_value", ".2f")] if apart else []),
+            *([_measured(row, "diversity", ".2f")] if spread else []),
             *([f"{paper[row['label']]:.3f}" if row["label"] in paper else ""] if paper else []),
         ]
         lines.append(f"| {' | '.join(cells)} |")

@@ -66,6 +66,9 @@ def run_study(study: Study, laboratory: Laboratory, results: Path, *, tell: Call
             apart = [laboratory.at_value(sampling, replicate) for replicate in range(scale.replicates)]
             at_value[sampling.label] = np.concatenate(apart)
             found["at_value"] = asdict(mean_interval(at_value[sampling.label]))
+        if study.diversity:
+            spread = [laboratory.diversity(sampling, replicate) for replicate in range(scale.replicates)]
+            found["diversity"] = asdict(mean_interval(np.concatenate(spread)))
         rows.append({"label": sampling.label, "sampling": asdict(sampling), **found})
         tell(
             f"{sampling.label}: {found['calls']:.1f} calls, Frechet {found['frechet']['value']:.3f}, "

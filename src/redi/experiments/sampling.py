@@ -58,7 +58,10 @@ class Jump:
         neighbors: H; None is what the weights like.
         weights: As of :func:`redi.enable`.
         quantile: The gate, as of :func:`redi.enable`; None lets every picture jump, as in the paper.
-        key: What neighbours are found by: "trajectory" (x_k), "text" (the prompt's embedding) or "random".
+        key: What neighbours are found by: "trajectory" (x_k), "text" (the prompt's embedding) or "random". Those two
+            need no step before the jump: ``key_step`` may be 0.
+        value: What is jumped to: "trajectory" (x_v), or "picture": the nearest neighbour's finished picture, noised
+            again to the value step, or as it is at the last.
     """
 
     recording: Recording
@@ -68,6 +71,7 @@ class Jump:
     weights: str = "least-squares"
     quantile: float | None = None
     key: str = "trajectory"
+    value: str = "trajectory"
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,9 @@ class Sampling:
         if self.jump is None:
             return solver
         jump = self.jump
+        if jump.value == "picture":
+            done = "as it is" if jump.value_step == self.solver.steps else f"SDEdit from {jump.value_step}"
+            return f"{solver} neighbour's picture after {jump.key_step}, {done}{_KEYS[jump.key]}"
         count = f" H={jump.neighbors}" if jump.neighbors else ""
         kept = "" if jump.recording.values == "float16" else f", {jump.recording.values} values"
         return f"ReDi {solver} {jump.key_step}->{jump.value_step} {jump.weights}{count}{_KEYS[jump.key]}{kept}"

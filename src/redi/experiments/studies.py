@@ -37,6 +37,7 @@ class Study:
         paper: What the paper reports (FID on COCO with Stable Diffusion 1.5), by label.
         plot: Whether to draw measures over calls.
         at_value: Whether to measure how far a jump's x_v is from that of the run in full.
+        diversity: Whether to measure how far apart the pictures of one prompt from several noises are.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Study:
     paper: Mapping[str, float] = field(default_factory=dict)
     plot: bool = False
     at_value: bool = False
+    diversity: bool = False
 
 
 PNDM = Recording(Solver("pndm", 50), (10,), (20, 30, 40))
@@ -92,6 +94,7 @@ def table2() -> Study:
         plains[-1],
         _no_worse(jumps[2, 15], plains[3]) + _no_worse(kriged[0], plains[3]),
         reported,
+        diversity=True,
     )
 
 
@@ -126,6 +129,29 @@ def rivals() -> Study:
     return Study("rivals", "Few calls: ReDi and solvers alone", (full, *plains, *jumps), full, plot=True)
 
 
+def variants() -> Study:
+    """What else is done with a neighbour: its picture handed out, or noised again (SDEdit), a text key with nothing run
+    before it, a random neighbour, and other weights, all of table 2's base; pairs have the same calls."""
+    full = plain("dpm", 20)
+    rows, claims = [], []
+    for calls, value_step, from_start in ((10, 15, 10), (12, 13, 8)):
+        ours = redi(DPM, 5, value_step, weights="kriging")
+        others = [
+            *(redi(DPM, 5, value_step, weights=weights) for weights in ("least-squares", "affine", "nearest")),
+            redi(DPM, 5, value_step, weights="nearest", key="text"),
+            redi(DPM, 5, value_step, weights="nearest", key="random"),
+            redi(DPM, 5, value_step, weights="nearest", value="picture"),
+            redi(DPM, 0, from_start, weights="nearest", key="text"),
+            redi(DPM, 0, from_start, weights="nearest", key="text", value="picture"),
+            plain("dpm", calls),
+        ]
+        rows += [ours, *others]
+        claims += [Claim(ours.label, each.label, m) for each in others for m in ("frechet", "faithfulness")]
+    unchanged = {"weights": "nearest", "value": "picture"}
+    rows += [redi(DPM, 5, 20, **unchanged), redi(DPM, 0, 20, key="text", **unchanged)]
+    return Study("variants", "What else is done with a neighbour", (full, *rows), full, tuple(claims))
+
+
 def smaller() -> Study:
     """What values of 8 and 4 bits cost: the paper's DPM-Solver jumps, from values as recorded and from smaller ones."""
     full = plain("dpm", 20)
@@ -146,4 +172,6 @@ def _no_worse(ours: Sampling, rival: Sampling) -> tuple[Claim, ...]:
     return tuple(Claim(ours.label, rival.label, measure) for measure in ("frechet", "faithfulness"))
 
 
-STUDIES: Mapping[str, Study] = {each.name: each for each in (table1(), table2(), table3(), rivals(), smaller())}
+STUDIES: Mapping[str, Study] = {
+    each.name: each for each in (table1(), table2(), table3(), rivals(), variants(), smaller())
+}
