@@ -163,6 +163,37 @@ def test_the_report_is_the_same_bytes_for_the_same_results(results: Path, tmp_pa
         write_report(tmp_path / "nothing", tmp_path / "results.md", scale="tiny")
 
 
+def test_some_rows_are_run_again_and_the_others_kept_as_the_file_says(
+    laboratory: Laboratory, results: Path, tmp_path: Path
+) -> None:
+    before = json.loads((results / "tiny" / "tiny.json").read_text())
+    told = {row["label"]: row for row in before["rows"]}
+    told[SHORT.label]["frechet"]["value"] = told[JUMP.label]["frechet"]["value"] = -1.0
+    told[JUMP.label].pop("rule")
+    before["claims"][1]["verdict"] = "stale"
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "tiny.json").write_text(json.dumps(before))
+    found = run_study(STUDY, laboratory, tmp_path, tell=lambda line: None, only="ReDi*")
+    rows = {row["label"]: row for row in found["rows"]}
+    assert list(rows) == list(told)
+    assert rows[SHORT.label]["frechet"]["value"] == -1, "kept"
+    assert rows[JUMP.label]["frechet"]["value"] > 0, "run again"
+    assert rows[JUMP.label]["rule"].startswith("LeastSquares(")
+    assert [claim["verdict"] for claim in found["claims"]][1] == "no difference", "a claim on a row run again is tested"
+    assert json.loads(json.dumps(found)) == json.loads((tmp_path / "tiny" / "tiny.json").read_text())
+
+
+def test_rows_of_other_constants_are_told(results: Path, tmp_path: Path) -> None:
+    found = json.loads((results / "tiny" / "tiny.json").read_text())
+    assert "not of today's" not in write_report(results, tmp_path / "results.md", scale="tiny")
+    (jump,) = (row for row in found["rows"] if row["label"] == JUMP.label)
+    jump["rule"] = "LeastSquares(cutoff=0)"
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "tiny.json").write_text(json.dumps(found))
+    page = write_report(tmp_path, tmp_path / "results.md", scale="tiny")
+    assert "*The rows of least-squares are of LeastSquares(cutoff=0), not of today's `LeastSquares(" in page
+
+
 def test_rows_that_miss_a_measure_say_so(results: Path, tmp_path: Path) -> None:
     found = json.loads((results / "tiny" / "tiny.json").read_text())
     for row in found["rows"]:

@@ -29,6 +29,10 @@ def run(
     work: _Work = _WORK,
     results: _Results = _RESULTS,
     device: _Device = None,
+    rows: Annotated[
+        str | None,
+        typer.Option(help="Run these rows of a table only (a pattern such as '*kriging*'), and keep the others'."),
+    ] = None,
 ) -> None:
     """Run what is missing of a study and write its results; interrupt it at any time and call it again to go on.
 
@@ -38,13 +42,17 @@ def run(
     from redi.experiments.laboratory import Laboratory
     from redi.experiments.runner import EXPERIMENTS, experiment
     from redi.experiments.sampling import SCALES
+    from redi.experiments.studies import STUDIES
 
     if scale not in SCALES:
         raise InputError(f"scale {scale!r}", expected=f"one of {', '.join(SCALES)}")
     chosen = {each: experiment(each) for each in (EXPERIMENTS if name == "all" else (name,))}
+    if rows is not None and name not in STUDIES:
+        raise InputError(f"--rows with {name!r}", expected=f"one of {', '.join(STUDIES)}")
     laboratory = Laboratory(work, SCALES[scale], device)
     for each, run_it in chosen.items():
-        run_it(laboratory, results, tell=typer.echo)
+        some = {} if rows is None else {"only": rows}
+        run_it(laboratory, results, tell=typer.echo, **some)
         typer.echo(f"wrote {results / scale / each}.json")
 
 

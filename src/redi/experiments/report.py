@@ -90,14 +90,18 @@ def _comparison(result: Mapping[str, Any], images: Path) -> str:
 
 
 def _earlier_rules(result: Mapping[str, Any]) -> list[str]:
-    """Return a warning for each rule of weights whose constants have changed since the study ran."""
-    used = {row["sampling"]["jump"]["weights"] for row in result["rows"] if row["sampling"]["jump"]}
-    made_with = result.get("weights", {})
+    """Return a warning for each rule of weights whose constants have changed since some of its rows were made."""
     lines = []
-    for name in sorted(used):
-        today, then = repr(COMBINERS[name]()), made_with.get(name)
-        if then != today and (then is not None or name == "kriging"):
-            lines += [f"*The rows of {name} are of {then or 'earlier constants'}, not of today's `{today}`.*", ""]
+    for name, combiner in sorted(COMBINERS.items()):
+        rows = [row for row in result["rows"] if (row["sampling"]["jump"] or {}).get("weights") == name]
+        today = repr(combiner())
+        # Results from before rows told their rule: only kriging's has changed since.
+        old = [row for row in rows if row.get("rule", "" if name == "kriging" else today) != today]
+        if old:
+            which = "The rows" if len(old) == len(rows) else f"{len(old)} of the {len(rows)} rows"
+            then = ", ".join(dict.fromkeys(row.get("rule") or "earlier constants" for row in old))
+            those = "" if len(old) == len(rows) else f": {', '.join(row['label'] for row in old)}"
+            lines += [f"*{which} of {name} are of {then}, not of today's `{today}`{those}.*", ""]
     return lines
 
 

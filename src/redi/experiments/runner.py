@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +21,7 @@ from redi.experiments.figure6 import FIGURES, run_figure6
 from redi.experiments.gate import run_gate
 from redi.experiments.laboratory import Laboratory, Samples
 from redi.experiments.quality import difference, figures
+from redi.experiments.sampling import Sampling
 from redi.experiments.studies import STUDIES, Claim, Study
 from redi.experiments.styles import run_styles
 from redi.identity import library_versions
@@ -40,7 +43,9 @@ class Experiment(Protocol):
         ...
 
 
-def run_study(study: Study, laboratory: Laboratory, results: Path, *, tell: Callable[[str], None]) -> dict[str, Any]:
+def run_study(
+    study: Study, laboratory: Laboratory, results: Path, *, tell: Callable[[str], None], only: str = "*"
+) -> dict[str, Any]:
     """Run what is missing of a study, and write ``results/<scale>/<study>.json`` and its sheet of pictures.
 
     Args:
@@ -48,32 +53,43 @@ def run_study(study: Study, laboratory: Laboratory, results: Path, *, tell: Call
         laboratory: Runs and keeps samples.
         results: Folder of the results.
         tell: Told the cost before the first run, and each figure as it comes.
+        only: Pattern (as of a shell) of the labels of rows to run; of the others, what the file says is kept, and so
+            are claims on them. A row that the file lacks is run.
 
     Returns:
         What the JSON file holds.
     """
-    scale = laboratory.scale
-    tell(f"{study.name}: {laboratory.cost([study.full, *study.samplings]):,} network calls of one picture to make")
+    scale, file = laboratory.scale, results / laboratory.scale.name / f"{study.name}.json"
+    earlier = json.loads(file.read_text()) if only != "*" and file.exists() else {"rows": [], "claims": []}
+    kept = {row["label"]: row for row in earlier["rows"] if not fnmatchcase(row["label"], only)}
+    to_run = [sampling for sampling in study.samplings if sampling.label not in kept]
+    tell(f"{study.name}: {laboratory.cost([study.full, *to_run]):,} network calls of one picture to make")
     full = _replicates(laboratory, study.full)
     made: dict[str, list[Samples]] = {}
-    at_value: dict[str, NDArray[np.float64]] = {}
     rows = []
     for sampling in study.samplings:
+        if sampling.label in kept:
+            rows.append(kept[sampling.label])
+            continue
         samples = _replicates(laboratory, sampling)
         made[sampling.label] = samples
         found = figures(samples, full, laboratory.reference)
         if study.at_value and sampling.jump is not None:
-            apart = [laboratory.at_value(sampling, replicate) for replicate in range(scale.replicates)]
-            at_value[sampling.label] = np.concatenate(apart)
-            found["at_value"] = asdict(mean_interval(at_value[sampling.label]))
+            found["at_value"] = asdict(mean_interval(_at_value(laboratory, sampling)))
         if study.diversity:
             spread = [laboratory.diversity(sampling, replicate) for replicate in range(scale.replicates)]
             found["diversity"] = asdict(mean_interval(np.concatenate(spread)))
-        rows.append({"label": sampling.label, "sampling": asdict(sampling), **found})
+        rule = {"rule": repr(combiner(sampling.jump.weights))} if sampling.jump else {}
+        rows.append({"label": sampling.label, "sampling": asdict(sampling), **rule, **found})
         tell(
             f"{sampling.label}: {found['calls']:.1f} calls, Frechet {found['frechet']['value']:.3f}, "
             f"faithful {found['faithfulness']['value']:.1%}, from the full run {found['closeness']['value']:.3f}"
         )
+    untouched = {
+        (told["ours"], told["rival"], told["measure"]): told
+        for told in earlier["claims"]
+        if {told["ours"], told["rival"]} <= kept.keys()
+    }
     result = {
         "study": study.name,
         "kind": "comparison",
@@ -83,39 +99,42 @@ def run_study(study: Study, laboratory: Laboratory, results: Path, *, tell: Call
         "full": study.full.label,
         "twins": sum(laboratory.twins(replicate) for replicate in range(scale.replicates)),
         "versions": library_versions(),
-        "weights": {name: repr(combiner(name)) for name in _weights(study)},
         "rows": rows,
-        "claims": [_verdict(claim, made, at_value, full, laboratory) for claim in study.claims],
+        "claims": [
+            untouched.get((claim.ours, claim.rival, claim.measure)) or _verdict(claim, study, full, laboratory)
+            for claim in study.claims
+        ],
         "paper": dict(study.paper),
         "plot": study.plot,
         "sheet": f"{scale.name}/{study.name}.png",
     }
-    write_json(results / scale.name / f"{study.name}.json", result)
+    write_json(file, result)
     write_picture(results / scale.name / f"{study.name}.png", _sheet(study, laboratory, made))
     return result
 
 
-def _weights(study: Study) -> list[str]:
-    return list(dict.fromkeys(each.jump.weights for each in study.samplings if each.jump is not None))
-
-
-def _replicates(laboratory: Laboratory, sampling: Any) -> list[Samples]:
+def _replicates(laboratory: Laboratory, sampling: Sampling) -> list[Samples]:
     return [laboratory.sample(sampling, replicate) for replicate in range(laboratory.scale.replicates)]
 
 
-def _verdict(
-    claim: Claim,
-    made: dict[str, list[Samples]],
-    at_value: dict[str, NDArray[np.float64]],
-    full: list[Samples],
-    laboratory: Laboratory,
-) -> dict[str, Any]:
+def _at_value(laboratory: Laboratory, sampling: Sampling) -> NDArray[np.float64]:
+    return np.concatenate([laboratory.at_value(sampling, each) for each in range(laboratory.scale.replicates)])
+
+
+def _verdict(claim: Claim, study: Study, full: list[Samples], laboratory: Laboratory) -> dict[str, Any]:
     """Return the claim and whether it holds: ours is not worse outside the interval of the difference."""
+    by_label = {sampling.label: sampling for sampling in study.samplings}
+    ours, rival = by_label[claim.ours], by_label[claim.rival]
     if claim.measure == "at_value":
-        ours, rival = (at_value[label] for label in (claim.ours, claim.rival))
-        found = mean_interval(ours - rival)
+        found = mean_interval(_at_value(laboratory, ours) - _at_value(laboratory, rival))
     else:
-        found = difference(claim.measure, made[claim.ours], made[claim.rival], full, laboratory.reference)
+        found = difference(
+            claim.measure,
+            _replicates(laboratory, ours),
+            _replicates(laboratory, rival),
+            full,
+            laboratory.reference,
+        )
     above, below = found.low > 0, found.high < 0
     worse, better = (below, above) if claim.measure in _MORE_IS_BETTER else (above, below)
     return {
