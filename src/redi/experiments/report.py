@@ -9,9 +9,11 @@ from typing import Any
 
 from redi.errors import InputError
 from redi.experiments.bound_section import bound_section
+from redi.experiments.defaults_section import defaults_section
 from redi.experiments.estimates_section import estimates_section
 from redi.experiments.figure6_section import figure6_section
 from redi.experiments.gate_section import gate_section
+from redi.experiments.pareto_section import pareto
 from redi.experiments.runner import EXPERIMENTS
 from redi.experiments.styles_section import styles_section
 from redi.results import write_file
@@ -57,6 +59,7 @@ def write_report(results: Path, page: Path, *, scale: str) -> str:
     found = [json.loads(file.read_text()) for file in files]
     found.sort(key=lambda each: list(EXPERIMENTS).index(each["study"]) if each["study"] in EXPERIMENTS else -1)
     parts = [_HEAD.format(names="|".join(each["study"] for each in found))]
+    parts.append(defaults_section({each["study"]: each for each in found}))
     parts += [SECTIONS[each["kind"]](each, page.parent / "images") for each in found]
     text = "\n".join(parts)
     write_file(page, text.encode())
@@ -85,7 +88,7 @@ def _comparison(result: Mapping[str, Any], images: Path) -> str:
     if result["plot"]:
         image = images / f"results-{result['study']}.svg"
         write_file(image, _plot(result))
-        lines.append(f"![{result['title']}](images/{image.name})\n")
+        lines += [f"![{result['title']}](images/{image.name})\n", *pareto(result["rows"]), ""]
     return "\n".join(lines)
 
 

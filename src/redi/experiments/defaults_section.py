@@ -1,0 +1,143 @@
+"""Owns the lines that say why the library's defaults are what they are, from JSON; must not know how it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from redi.experiments.pareto_section import best
+from redi.experiments.sampling import Recording, redi
+from redi.experiments.studies import DPM, PNDM, SHORT
+from redi.retrieval.weights import DEFAULT_WEIGHTS, combiner
+
+Results = Mapping[str, Mapping[str, Any]]
+
+
+def defaults_section(results: Results) -> str:
+    """Return the section; a line whose study is not among the results says so.
+
+    Args:
+        results: By the name of their study.
+    """
+    lines = ["## Why the defaults are what they are", ""]
+    for name, needed, tell in _LINES:
+        missing = [study for study in needed if study not in results]
+        said = f"not measured here (`redi experiments run {missing[0]}`)" if missing else tell(results)
+        lines.append(f"- **{name}** {said}.")
+    return "\n".join([*lines, ""])
+
+
+def _weights(results: Results) -> str:
+    ours, paper = (_jump(results["table2"], DPM, 5, 15, **each) for each in _RULES)
+    late, theirs = (_jump(results["table1"], PNDM, 10, 40, **each) for each in _RULES)
+    return (
+        f"at 10 calls of DPM-Solver++ they give {_two(ours)} against {_two(paper)} of the paper's two neighbours; "
+        f"at 21 calls of PNDM {_two(late)} against {_two(theirs)}"
+    )
+
+
+def _neighbors(results: Results) -> str:
+    errors: dict[str, list[float]] = {}
+    for row in results["estimates"]["rows"]:
+        if row["estimator"].startswith("kriging, ") and row["estimator"].count(",") == 1:
+            errors.setdefault(row["estimator"].removeprefix("kriging, "), []).append(row["error"]["value"])
+    told = "; ".join(f"{name} {sum(found) / len(found):.3f}" for name, found in errors.items())
+    return (
+        f"the mean distance to the prompt's own x_v, as a share of the noise's mean's: {told or 'not among the rows'}"
+    )
+
+
+def _key(results: Results) -> str:
+    ours, text = (_jump(results["table3"], DPM, 5, 10, neighbors=2, key=key) for key in ("trajectory", "text"))
+    return (
+        f"at 15 calls {ours['faithfulness']['value']:.1%} faithful and {ours['closeness']['value']:.2f} from the run "
+        f"in full, against {text['faithfulness']['value']:.1%} and {text['closeness']['value']:.2f} of a text key"
+    )
+
+
+def _key_step(results: Results) -> str:
+    found = [(key, _jump(results["rivals"], SHORT, key, key + 4, weights=DEFAULT_WEIGHTS)) for key in (1, 2, 3)]
+    told = "; ".join(f"after {key} {_two(row)}" for key, row in found)
+    return f"of 10 steps, all at 6 calls: {told}"
+
+
+def _value_step(results: Results) -> str:
+    rows = [(v, _jump(results["table2"], DPM, 5, v, weights=DEFAULT_WEIGHTS)) for v in (8, 10, 13, 15)]
+    told = "; ".join(f"to {v} ({row['calls']:.0f} calls) {_two(row)}" for v, row in rows)
+    return f"of 20 steps, key after 5: {told}; the run in full {_two(_labelled(results['table2'], 'dpm-20'))}"
+
+
+def _schedule(results: Results) -> str:
+    short = _jump(results["rivals"], SHORT, 3, 5, weights=DEFAULT_WEIGHTS)
+    long = _jump(results["table2"], DPM, 5, 15, weights=DEFAULT_WEIGHTS)
+    return f"a base of 10 steps gives {_two(short)} with {short['calls']:.0f} calls, one of 20 {_two(long)} with 10"
+
+
+def _rivals(results: Results) -> str:
+    rows = results["rivals"]["rows"]
+    plain = [row for row in rows if row["sampling"]["jump"] is None]
+    jumps = [row for row in rows if row["sampling"]["jump"] is not None]
+    told = []
+    for measure, name, more in (("frechet", "Frechet distance", False), ("faithfulness", "faithfulness", True)):
+        ahead = []
+        for calls in range(3, 9):
+            ours, alone = best(jumps, measure, calls, more=more), best(plain, measure, calls, more=more)
+            if ours and alone and (ours[measure]["value"] > alone[measure]["value"]) == more:
+                ahead.append(str(calls))
+        told.append(f"in {name} at {', '.join(ahead) or 'none'}")
+    return (
+        f"of 3 to 8 calls the best jump has the better value {' and '.join(told)}; at the others fewer steps of a "
+        "well-spaced solver are the better buy on this model, which a few steps already serve"
+    )
+
+
+def _values(results: Results) -> str:
+    exact, less = (
+        _jump(
+            results["smaller"], Recording(DPM.solver, DPM.key_steps, DPM.value_steps, values=values), 5, 10, neighbors=2
+        )
+        for values in ("float16", "int8")
+    )
+    return f"float16; int8 takes half the bytes at {_two(less)} against {_two(exact)}"
+
+
+def _gate(results: Results) -> str:
+    gate = results["gate"]
+    kept = sum(row["verdict"] == "kept" for row in gate["promises"])
+    won = sum(row["against_fixed"] == "better" for row in gate["promises"])
+    areas = [f"{row['area']:.2f}" for row in gate["scores"] if row["score"] == "distance" and row["area"] is not None]
+    return (
+        f"a quantile of the base's own distances; the distance tells harmed pictures with ROC areas of "
+        f"{', '.join(areas)}; calibrated, the loss asked for is kept in {kept} of {len(gate['promises'])} cases and "
+        f"every fixed plan beaten in {won}"
+    )
+
+
+_RULES: tuple[dict[str, Any], ...] = ({"weights": DEFAULT_WEIGHTS}, {"neighbors": 2})
+_LINES: tuple[tuple[str, tuple[str, ...], Callable[[Results], str]], ...] = (
+    (f"Weights: {DEFAULT_WEIGHTS}, not least squares.", ("table1", "table2"), _weights),
+    (f"Neighbours: {combiner(DEFAULT_WEIGHTS).default_neighbors}.", ("estimates",), _neighbors),
+    ("Key: the trajectory, not the text.", ("table3",), _key),
+    ("Key step: late enough to tell prompts apart.", ("rivals",), _key_step),
+    (
+        "Value step: the last of the base (fewest calls); an earlier one is nearer.",
+        ("table2",),
+        _value_step,
+    ),
+    ("Schedule: short.", ("rivals", "table2"), _schedule),
+    ("Against fewer steps:", ("rivals",), _rivals),
+    ("Gate:", ("gate",), _gate),
+    ("Values:", ("smaller",), _values),
+)
+
+
+def _jump(result: Mapping[str, Any], recording: Recording, key_step: int, value_step: int, **options: Any) -> Any:
+    return _labelled(result, redi(recording, key_step, value_step, **options).label)
+
+
+def _labelled(result: Mapping[str, Any], label: str) -> Any:
+    return next(row for row in result["rows"] if row["label"] == label)
+
+
+def _two(row: Mapping[str, Any]) -> str:
+    return f"Frechet {row['frechet']['value']:.2f}, {row['faithfulness']['value']:.1%} faithful"

@@ -1,0 +1,58 @@
+"""Claims about the report's summaries: the best at each number of calls, and lines that follow the results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from redi.experiments.defaults_section import defaults_section
+from redi.experiments.pareto_section import pareto
+from redi.retrieval import DEFAULT_WEIGHTS
+
+RESULTS = Path(__file__).parents[1] / "results" / "small"
+
+
+def row(label: str, calls: float, frechet: float, faithful: float, *, jump: bool = False) -> dict[str, Any]:
+    def about(value: float) -> dict[str, float]:
+        return {"value": value, "low": value - 0.1, "high": value + 0.1}
+
+    return {
+        "label": label,
+        "calls": calls,
+        "sampling": {"jump": {} if jump else None},
+        "frechet": about(frechet),
+        "closeness": about(frechet),
+        "faithfulness": about(faithful),
+    }
+
+
+ROWS = [
+    row("dpm-4", 4, 3, 0.3),
+    row("unipc-4", 4, 2, 0.2),
+    row("dpm-8", 8, 1, 0.8),
+    row("ReDi a", 4, 1, 0.35, jump=True),
+    row("ReDi b", 8, 1.5, 0.5, jump=True),
+]
+
+
+def test_the_best_at_each_number_of_calls_is_told_with_a_verdict() -> None:
+    (four,), (eight,) = ([line for line in pareto(ROWS) if line.startswith(f"| {calls} |")] for calls in (4, 8))
+    assert "| 2.00 (unipc-4) | 1.00 (a) | better |" in four
+    assert "| 30.0% (dpm-4) | 35.0% (a) | even |" in four
+    assert "| 1.00 (dpm-8) | 1.50 (b) | worse |" in eight
+
+
+def test_how_many_calls_reach_what_a_solver_alone_reaches() -> None:
+    (line,) = (line for line in pareto(ROWS) if line.startswith("| 8 calls |"))
+    assert line == "| 8 calls | 4 (0.50) | none of these | 4 (0.50) |"
+
+
+def test_lines_follow_the_results_and_say_what_is_not_measured() -> None:
+    results = {file.stem: json.loads(file.read_text()) for file in RESULTS.glob("*.json")}
+    page = defaults_section(results)
+    assert f"Weights: {DEFAULT_WEIGHTS}" in page
+    (other,) = (each for each in results["table2"]["rows"] if each["label"] == f"ReDi dpm-20 5->15 {DEFAULT_WEIGHTS}")
+    other["faithfulness"]["value"] = 0.123
+    assert "12.3% faithful" in defaults_section(results)
+    assert defaults_section({}).count("not measured here (`redi experiments run ") == page.count("\n- **")
