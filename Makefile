@@ -7,6 +7,7 @@
 #   make bench-batches  compare a mixed batch with its halves (part of make bench)
 #   make bench-overhead   cost of an enabled but abstaining engine (part of make bench)
 #   make bench-kill   kill a build twenty times and count what is left
+#   make bench-build  kill workers and drivers of a build on a cluster twenty times and compare what is left
 #   make bench-fuzz   feed the reader of bases damaged files for ten minutes (MINUTES=2: for two)
 #   make bench-operations  bytes and milliseconds of what docs/operations.md tells
 #   make bench-gate   measure what the default gate is chosen by
@@ -31,7 +32,7 @@ INSTALLED := $(VENV)/.installed
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export DO_NOT_TRACK ?= 1
 
-.PHONY: venv demo test check bench bench-batches bench-overhead bench-gate bench-search bench-style bench-kill bench-fuzz bench-operations figures report docs clean
+.PHONY: venv demo test check bench bench-batches bench-overhead bench-gate bench-search bench-style bench-kill bench-build bench-fuzz bench-operations figures report docs clean
 .DEFAULT_GOAL := demo
 
 venv: $(INSTALLED)
@@ -75,6 +76,9 @@ bench-style: $(INSTALLED)
 
 bench-kill: $(INSTALLED)
 	$(BIN)/python benchmarks/kill_build.py --json bench/kill_build.json
+
+bench-build: $(INSTALLED)
+	$(BIN)/python benchmarks/build.py --out bench
 
 bench-fuzz: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet atheris

@@ -16,11 +16,11 @@ from PIL import Image
 
 from redi.attachment import intercept_calls, release
 from redi.building import build, preview_path
-from redi.errors import IncompatibleError, InputError, KnowledgeBaseError, PlanError, UnsupportedError
+from redi.errors import IncompatibleError, InputError, KnowledgeBaseError, PlanError, RediWarning, UnsupportedError
 from redi.knowledge_base import KnowledgeBase, NoiseBank
 from redi.plan import Plan
 from tiny import SCHEDULERS, scheduler, tiny_pipeline
-from tiny_build import PLAN, PROMPTS, build_tiny, many_prompts
+from tiny_build import PLAN, POISON, PROMPTS, build_tiny, many_prompts, poison
 
 ROWS = list(range(len(PROMPTS)))
 
@@ -62,7 +62,7 @@ def count_calls(pipe: Any) -> list[int]:
 
 
 class Interruption:
-    """Raises an error in the U-Net's n-th evaluation."""
+    """Raises an error in the U-Net's n-th evaluation and all that follow; as a context, expects it and ends."""
 
     def __init__(self, pipe: Any, after: int, error: BaseException) -> None:
         self.left, self.error = after, error
@@ -70,9 +70,15 @@ class Interruption:
 
     def __call__(self, *_: object) -> None:
         self.left -= 1
-        if not self.left:
-            self.handle.remove()
+        if self.left <= 0:
             raise self.error
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
+        self.handle.remove()
+        assert kind is type(self.error)
+        return True
 
 
 def same_entries(one: KnowledgeBase, other: KnowledgeBase) -> bool:
@@ -159,8 +165,8 @@ def test_an_interrupted_build_goes_on_where_it_was(
     _, whole, _ = finished
     pipe.set_progress_bar_config(leave=False)
     before = vars(pipe.scheduler).keys() | vars(pipe.unet).keys()
-    Interruption(pipe, 4 + 18 + 9 + 3, error)  # references, first unit's two batches, second unit's second batch
-    with pytest.raises(type(error)):
+    # references, first unit's two batches, second unit's second batch
+    with Interruption(pipe, 4 + 18 + 9 + 3, error):
         build_tiny(pipe, tmp_path / "kb")
     assert vars(pipe.scheduler).keys() | vars(pipe.unet).keys() == before
     assert pipe._progress_bar_config == {"leave": False}
@@ -177,14 +183,47 @@ def test_an_interrupted_build_goes_on_where_it_was(
     assert rows == []
 
 
+def test_a_poisoned_prompt_is_skipped_counted_and_named_and_a_broken_model_is_not_blamed_on_prompts(
+    pipe: Any, tmp_path: Path
+) -> None:
+    poisoned = [*PROMPTS[:9], POISON, *PROMPTS[9:12], POISON]  # the last unit is one poisoned prompt with another
+    with poison(pipe), pytest.warns(RediWarning, match="2 entries were refused: 'a poisoned cup' .ValueError: poison"):
+        kb = build_tiny(pipe, tmp_path / "kb", poisoned, unit_size=1, batch_size=1)
+    assert len(kb) == 12
+    assert [(each.unit, each.prompt) for each in kb.refused()] == [(9, POISON), (13, POISON)]
+    with poison(pipe), pytest.warns(RediWarning, match="2 entries were refused"):
+        together = build_tiny(pipe, tmp_path / "together", poisoned)
+    assert together.prompts(range(12)) == kb.prompts(range(12)) == PROMPTS[:12]
+    torch.testing.assert_close(together.keys(range(12), 3), kb.keys(range(12), 3), rtol=1e-2, atol=1e-2)
+    with Interruption(pipe, 6, RuntimeError("a cable is out")):
+        build_tiny(pipe, tmp_path / "broken")
+    assert not KnowledgeBase.open(tmp_path / "broken").refused()
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/base", "gs://bucket/base", Path("s3://bucket/base")])
+def test_an_object_store_is_refused_by_name_before_any_call(
+    finished: Finished, address: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe, kb, rows = finished
+    before = len(rows)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(KnowledgeBaseError, match="keeps neither locks nor renames"):
+        build_tiny(pipe, address)
+    with pytest.raises(KnowledgeBaseError, match="a folder of a local or mounted disk"):
+        KnowledgeBase.open(address)
+    with pytest.raises(KnowledgeBaseError, match="a folder of a local or mounted disk"):
+        kb.save_pretrained(address)
+    assert len(rows) == before
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_leave_one_out_distances_are_there_at_the_end(finished: Finished) -> None:
     _, kb, _ = finished
     assert all(kb.leave_one_out(step).shape == (20,) for step in PLAN.key_steps)
 
 
 def test_a_base_keeps_its_unit_size(pipe: Any, tmp_path: Path) -> None:
-    Interruption(pipe, 4 + 18 + 9 + 3, RuntimeError())
-    with pytest.raises(RuntimeError):
+    with Interruption(pipe, 4 + 18 + 9 + 3, RuntimeError()):
         build_tiny(pipe, tmp_path / "kb")
     kb = build_tiny(pipe, tmp_path / "kb", unit_size=20, batch_size=3)
     assert kb.prompts(ROWS) == PROMPTS
@@ -272,8 +311,7 @@ def test_a_second_builder_is_refused(pipe: Any, tmp_path: Path) -> None:
         except KnowledgeBaseError as error:
             refusals.append(str(error))
 
-    Interruption(pipe, 12, RuntimeError())
-    with pytest.raises(RuntimeError):
+    with Interruption(pipe, 12, RuntimeError()):
         build_tiny(pipe, tmp_path / "kb")
     handle = pipe.unet.register_forward_pre_hook(build_too)
     kb = build_tiny(pipe, tmp_path / "kb")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import resource
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -33,6 +35,27 @@ def build_tiny(pipe: Any, path: Path, prompts: list[str] = PROMPTS, **changes: A
     """Build with small units: 20 prompts make 4 units of 6, 6, 6 and 2 entries, in batches of 4 at most."""
     settings = {"plan": PLAN, "noises": 3, "batch_size": 4, "unit_size": 6, "progress": False}
     return build(pipe, prompts, path, **{**settings, **changes})
+
+
+POISON = "a poisoned cup"
+
+
+@contextmanager
+def poison(pipe: Any) -> Iterator[None]:
+    """Let the pipeline raise an error for one prompt, as a text that a filter or a tokenizer chokes on."""
+    stock = pipe.tokenizer
+
+    class Choking(type(stock)):  # type: ignore[misc]
+        def __call__(self, text: Any, *args: Any, **more: Any) -> Any:
+            if POISON in text:
+                raise ValueError("poison")
+            return super().__call__(text, *args, **more)
+
+    stock.__class__ = Choking
+    try:
+        yield
+    finally:
+        stock.__class__ = Choking.__base__
 
 
 def undisturbed_seconds(folder: Path, count: int) -> float:

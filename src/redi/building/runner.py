@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -20,21 +20,21 @@ from redi.building.checks import (
     checked_seeds,
     warn_of_long_prompts,
 )
+from redi.building.cluster import Check, Cluster, record_on_cluster
 from redi.building.previews import save_preview
-from redi.building.recorder import record
+from redi.building.unit_recorder import Recorded, UnitRecorder
 from redi.building.units import Unit, Work, digest_of
 from redi.calls import arguments_from, checked_arguments
 from redi.errors import IncompatibleError, KnowledgeBaseError, PlanError, warn
 from redi.identity import INFORMATION, compared, identity_of, library_versions
 from redi.knowledge_base import (
-    EntryBatch,
     KnowledgeBase,
     Manifest,
     NoiseBank,
     describe_differences,
     differences,
 )
-from redi.knowledge_base.layout import check_free
+from redi.knowledge_base.layout import check_free, local_folder
 from redi.knowledge_base.manifest import FILE_NAME
 from redi.pictures import is_picture
 from redi.plan import Plan
@@ -58,6 +58,7 @@ def build(
     revision: str | None = None,
     progress: bool = True,
     allow_stochastic: bool = False,
+    cluster: Cluster | None = None,
     **call: Any,
 ) -> KnowledgeBase:
     """Build a knowledge base, or go on with one: run each prompt once and keep key and values (Algorithm 1).
@@ -83,11 +84,14 @@ def build(
         revision: Of the model, for information.
         progress: Whether to show entries done, rate and time left.
         allow_stochastic: Run samplers that add noise (ancestral, SDE, ``eta``), with a warning: the theory is of ODEs.
+        cluster: Record on the workers of a Ray cluster; this process runs ``pipe`` for the references alone, and
+            commits. Workers and machines may die, and so may this process: the same call goes on.
         call: Arguments of every call of the pipeline, as it takes them, the same for all prompts: ``guidance_scale``,
             ``negative_prompt``, ``height``, ``num_frames`` and so on. What is left out is the pipeline's default.
 
     Returns:
-        The finished knowledge base. Entries whose latents are not finite are left out, and named in a warning.
+        The finished knowledge base. Entries whose latents are not finite, and prompts that the pipeline raises an
+        error for, are left out and named in a warning.
 
     Raises:
         InputError: Prompts, noises, sizes or arguments of the call that cannot be used.
@@ -96,7 +100,7 @@ def build(
         IncompatibleError: The folder holds a base that was built otherwise.
         KnowledgeBaseError: The folder holds something else, another builder works on it, or the disk is full.
     """
-    prompts, seeds = checked_prompts(prompts), checked_seeds(noises, noise)
+    folder, prompts, seeds = local_folder(path), checked_prompts(prompts), checked_seeds(noises, noise)
     check_numbers(plan, batch_size=batch_size, unit_size=1 if unit_size is None else unit_size)
     unit_size = unit_size or batch_size * -(-_LEAST_UNIT // batch_size)
     check_pipeline(pipe, allow_stochastic=allow_stochastic)
@@ -117,10 +121,12 @@ def build(
 
     dtype = getattr(torch, identity["latents"]["dtype"])
     pictures = {name: value for name, value in arguments.items() if is_picture(value)}
+    check = Check(identity, arguments, revision)
     arguments = {**arguments_from(pipe, identity["call"]), **pictures}
     stop = stop_at_value and not previews
-    builder = _Builder(pipe, arguments, plan, batch_size, stop, previews, progress, allow_stochastic, dtype)
-    kb = builder.open_or_create(Path(path), manifest)
+    recorder = UnitRecorder(pipe, arguments, plan, batch_size, stop, previews, allow_stochastic, dtype)
+    builder = _Builder(recorder, cluster, check, progress)
+    kb = builder.open_or_create(folder, manifest)
     work = Work(prompts, seeds, kb.manifest.identity[INFORMATION]["unit_size"])
     with kb.lock():
         builder.record_missing(kb, work)
@@ -134,15 +140,10 @@ def build(
 class _Builder:
     """One call of :func:`build`, its arguments checked."""
 
-    pipe: Any
-    call: Mapping[str, Any]
-    plan: Plan
-    batch_size: int
-    stop_at_value: bool
-    previews: bool
+    recorder: UnitRecorder
+    cluster: Cluster | None
+    check: Check
     progress: bool
-    allow_stochastic: bool
-    dtype: torch.dtype
 
     def open_or_create(self, folder: Path, manifest: Manifest) -> KnowledgeBase:
         """Return the base to go on with, or a new one."""
@@ -161,66 +162,51 @@ class _Builder:
         Keys are stored as differences to these, which float16 resolves. Where they are not finite, zero.
         """
         parts: list[dict[int, Tensor]] = []
+        steps = self.recorder.plan.key_steps
         with tqdm(total=len(bank), unit="noise", desc="reference trajectories", disable=not self.progress) as bar:
-            for noises in torch.split(bank.latents, self.batch_size) if len(bank) else ():
-                parts.append(self._record([""] * len(noises), noises, self.plan.key_steps, stop=True)[0])
+            for noises in torch.split(bank.latents, self.recorder.batch_size) if len(bank) else ():
+                parts.append(self.recorder.latents([""] * len(noises), noises, steps))
                 bar.update(len(noises))
         references = {}
-        for step in self.plan.key_steps if parts else ():
+        for step in steps if parts else ():
             latents = torch.cat([part[step] for part in parts]).float()
             finite = latents.flatten(1).isfinite().all(dim=1)
             references[step] = torch.where(finite.reshape(-1, *[1] * (latents.ndim - 1)), latents, 0.0)
         return references
 
     def record_missing(self, kb: KnowledgeBase, work: Work) -> None:
-        """Record every unit that the base does not hold; each is durable before the next begins."""
+        """Record every unit that the base does not hold, here or on the cluster; each is durable when it is told."""
         done = kb.completed_units()
         missing = [unit for unit in work if unit.number not in done]
         total = len(work.prompts)
         held = total - sum(len(unit.prompts) for unit in missing)
         with tqdm(total=total, initial=held, unit="entry", desc=kb.path.name, disable=not self.progress) as bar:
-            for unit in missing:
-                kb.add_unit(unit.number, self.record_unit(kb, unit, bar))
+            if self.cluster is None:
+                for unit in missing:
+                    _keep(kb, unit, self.recorder.unit(unit, _noises_of(kb, unit), bar.update))
+            elif missing:
 
-    def record_unit(self, kb: KnowledgeBase, unit: Unit, bar: Any) -> EntryBatch:
-        """Record the entries of one unit (Algorithm 1), and save their previews."""
-        plan = self.plan
-        steps = (*plan.key_steps, *plan.value_steps)
-        parts: list[dict[int, Tensor]] = []
-        for batch in unit.batches(self.batch_size):
-            noises = _noises_of(kb, unit, batch)
-            found, outputs = self._record(unit.prompts[batch], noises, steps, stop=self.stop_at_value)
-            finite = found[steps[-1]].flatten(1).isfinite().all(dim=1).tolist()
-            for slot, output in enumerate(outputs):
-                if finite[slot]:
-                    save_preview(kb, unit.number, batch.start + slot, output)
-            parts.append(found)
-            bar.update(len(noises))
-        latents = {step: torch.cat([part[step] for part in parts]) for step in steps}
-        keys = {step: latents[step] for step in plan.key_steps}
-        values = {step: latents[step] for step in plan.value_steps}
-        return EntryBatch(unit.prompts, unit.noise_ids, unit.seeds, keys, values)
+                def commit(unit: Unit, recorded: Recorded) -> None:
+                    _keep(kb, unit, recorded)
+                    bar.update(len(unit.prompts))
 
-    def _record(
-        self, prompts: Sequence[str], noises: Tensor, steps: Sequence[int], *, stop: bool
-    ) -> tuple[dict[int, Tensor], list[Any]]:
-        return record(
-            self.pipe,
-            self.call,
-            prompts,
-            noises.to(self.dtype),
-            steps,
-            stop=stop,
-            outputs=self.previews and not stop,
-            allow_stochastic=self.allow_stochastic,
-        )
+                record_on_cluster(
+                    self.cluster, self.recorder, self.check, missing, lambda unit: _noises_of(kb, unit), commit
+                )
 
 
-def _noises_of(kb: KnowledgeBase, unit: Unit, batch: slice) -> Tensor:
-    """Return the unit noise (b, *shape) float32 of a batch's entries."""
+def _keep(kb: KnowledgeBase, unit: Unit, recorded: Recorded) -> None:
+    """Commit a unit; its previews first, so that no entry is without."""
+    for place, output in recorded.outputs.items():
+        save_preview(kb, unit.number, place, output)
+    kb.add_unit(unit.number, recorded.batch)
+
+
+def _noises_of(kb: KnowledgeBase, unit: Unit) -> Tensor:
+    """Return the unit noise (n, *shape) float32 of a unit's entries."""
     if len(kb.noise_bank):
-        return kb.noise_bank.latents[list(unit.noise_ids[batch])]
-    return NoiseBank.draw(unit.seeds[batch], kb.manifest.latent_shape).latents
+        return kb.noise_bank.latents[list(unit.noise_ids)]
+    return NoiseBank.draw(unit.seeds, kb.manifest.latent_shape).latents
 
 
 def _check_same_build(kb: KnowledgeBase, manifest: Manifest) -> None:

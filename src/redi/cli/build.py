@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -73,6 +74,14 @@ def build(
     previews: Annotated[bool, typer.Option("--previews", help="Run to the end and keep small pictures.")] = False,
     dtype: options.Dtype = "float32",
     device: options.Device = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(help="Record on a Ray cluster: local, auto (that this machine is part of) or host:port."),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Workers on it.  [default: one for each GPU, else one for each machine]", min=1, metavar="N"),
+    ] = None,
 ) -> None:
     """Build a knowledge base, or go on with one that was interrupted.
 
@@ -87,6 +96,7 @@ def build(
         --scheduler dpm --steps 20 --key-step 5 --value-steps 10,15
       redi build --model ./wan2.1-t2v --prompts captions.txt --out wan --dtype bfloat16 \\
         --argument height=480 --argument width=832 --argument num_frames=33
+      redi build --prompts captions.txt --out my-base --ray auto
       redi build status my-base
     """
     from redi.building import read_prompts
@@ -98,12 +108,15 @@ def build(
     texts = read_prompts(prompts)
 
     from redi.building import build as build_base
+    from redi.building.cluster import Cluster
     from redi.pipelines import default_guidance, load_pipeline, model_name
 
     named: dict[str, Any] = {"guidance_scale": default_guidance(model) if guidance is None else guidance}
     named |= {} if negative_prompt is None else {"negative_prompt": negative_prompt}
     call = {**named, **options.arguments(argument)}
-    pipe = load_pipeline(model, scheduler=scheduler, dtype=dtype, device=device)
+    load = partial(load_pipeline, model, scheduler=scheduler, dtype=dtype, device=device)
+    cluster = None if ray is None else Cluster(load, ray, workers)
+    pipe = load()
     base = build_base(
         pipe,
         texts,
@@ -116,6 +129,7 @@ def build(
         stop_at_value=stop_at_value,
         previews=previews,
         model_id=model_name(model),
+        cluster=cluster,
         **call,
     )
     refused = len(base.refused())

@@ -33,7 +33,7 @@ from redi.knowledge_base.hashes import drop_hashes
 from redi.knowledge_base.index import ExactIndex, IndexFactory
 from redi.knowledge_base.index_files import IndexFiles
 from redi.knowledge_base.indexing import Indexer
-from redi.knowledge_base.layout import INDEX, REFUSED, TABLE, check_free, columns_of
+from redi.knowledge_base.layout import INDEX, REFUSED, TABLE, check_free, columns_of, local_folder
 from redi.knowledge_base.ledger import BuilderLock, Ledger, UnitRecord
 from redi.knowledge_base.manifest import Manifest
 from redi.knowledge_base.noise_bank import NoiseBank
@@ -88,7 +88,7 @@ class KnowledgeBase:
         Raises:
             KnowledgeBaseError: The folder holds something already, the disk is full, or the parts don't fit.
         """
-        folder = Path(path)
+        folder = local_folder(path)
         zero = torch.zeros_like(noise_bank.latents)
         filled = {step: references.get(step, zero).detach().float().cpu() for step in manifest.referenced_steps}
         noises = Noises(noise_bank, {**references, **filled})
@@ -111,7 +111,7 @@ class KnowledgeBase:
         Raises:
             KnowledgeBaseError: There is none, it is damaged, or of an unknown version.
         """
-        folder = Path(path)
+        folder = local_folder(path)
         check_links(folder)
         manifest = Manifest.read(folder)
         return cls(folder, manifest, Noises.load(folder, manifest), index)

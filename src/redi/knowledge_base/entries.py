@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ class EntryBatch:
         seeds: n seeds of the initial noise.
         keys: By key step, (n, *shape) float: x after that many completed steps.
         values: By value step, (n, *shape) float.
+        failed: Why some could not be recorded, by their place; their latents are of no account.
     """
 
     prompts: Sequence[str]
@@ -35,6 +36,7 @@ class EntryBatch:
     seeds: Sequence[int]
     keys: Mapping[int, Tensor]
     values: Mapping[int, Tensor]
+    failed: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +130,7 @@ def encode_unit(unit: int, batch: EntryBatch, manifest: Manifest, noises: Noises
             wide = tensor.detach().cpu().float()
             referenced = step in manifest.referenced_steps
             latents[f"{kind}_{step}"] = wide - noises.reference(step, ids) if referenced else wide
-    reasons: dict[int, str] = {}
+    reasons: dict[int, str] = dict(batch.failed)
     for column, tensor in latents.items():
         half = tensor.half().reshape(count, -1).numpy()
         for slot in np.flatnonzero(~np.isfinite(half).all(axis=1)).tolist():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from os import PathLike
 from pathlib import Path
 
 from redi.errors import KnowledgeBaseError
@@ -12,6 +14,7 @@ from redi.knowledge_base.manifest import FILE_NAME, Manifest
 TABLE = "entries.lance"
 REFUSED = "refused.jsonl"
 INDEX = "index"
+_SCHEME = re.compile(r"(?P<name>[A-Za-z][A-Za-z0-9+.-]+):/")
 
 
 def columns_of(manifest: Manifest) -> Columns:
@@ -21,12 +24,29 @@ def columns_of(manifest: Manifest) -> Columns:
     return Columns(names, manifest.size, CODECS[manifest.values])
 
 
+def local_folder(path: str | PathLike[str]) -> Path:
+    """Return the folder that a base is, or is to be.
+
+    Raises:
+        KnowledgeBaseError: It is the address of an object store; ``pathlib`` would make a folder named ``s3:`` of it.
+    """
+    scheme = _SCHEME.match(str(path))
+    if scheme:
+        raise KnowledgeBaseError(
+            f"a knowledge base at {str(path)!r}",
+            expected=f"a folder of a local or mounted disk; {scheme['name']} keeps neither locks nor renames",
+            fix="build in a folder and copy it there when it is finished; copy it back, or mount it, to use it",
+        )
+    return Path(path)
+
+
 def check_free(folder: Path) -> None:
     """Refuse a folder that holds anything but what a killed :meth:`KnowledgeBase.create` leaves.
 
     Raises:
         KnowledgeBaseError: It does.
     """
+    local_folder(folder)
     found = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
     if folder.exists() and not folder.is_dir():
         raise KnowledgeBaseError(f"{folder} is a file", expected="a new or empty folder")
