@@ -8,6 +8,7 @@
 #   make bench-overhead   cost of an enabled but abstaining engine (part of make bench)
 #   make bench-kill   kill a build twenty times and count what is left
 #   make bench-build  kill workers and drivers of a build on a cluster twenty times and compare what is left
+#   make soak         grow, read and compact one base while processes are killed, for half an hour (SOAK=2: two minutes)
 #   make bench-fuzz   feed the reader of bases damaged files for ten minutes (MINUTES=2: for two)
 #   make bench-operations  bytes and milliseconds of what docs/operations.md tells
 #   make bench-gate   measure what the default gate is chosen by
@@ -25,6 +26,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 MINUTES ?= 10
+SOAK ?= 30
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -32,7 +34,7 @@ INSTALLED := $(VENV)/.installed
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export DO_NOT_TRACK ?= 1
 
-.PHONY: venv demo test check bench bench-batches bench-overhead bench-gate bench-search bench-style bench-kill bench-build bench-fuzz bench-operations figures report docs clean
+.PHONY: venv demo test check bench bench-batches bench-overhead bench-gate bench-search bench-style bench-kill bench-build bench-fuzz bench-operations soak figures report docs clean
 .DEFAULT_GOAL := demo
 
 venv: $(INSTALLED)
@@ -79,6 +81,9 @@ bench-kill: $(INSTALLED)
 
 bench-build: $(INSTALLED)
 	$(BIN)/python benchmarks/build.py --out bench
+
+soak: $(INSTALLED)
+	$(BIN)/python benchmarks/soak.py --minutes $(SOAK) --out bench
 
 bench-fuzz: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet atheris
