@@ -65,7 +65,7 @@ def run_study(
     to_run = [sampling for sampling in study.samplings if sampling.label not in kept]
     tell(f"{study.name}: {laboratory.cost([study.full, *to_run]):,} network calls of one picture to make")
     full = _replicates(laboratory, study.full)
-    made: dict[str, list[Samples]] = {}
+    made: dict[str, list[Samples]] = {study.full.label: full}
     rows = []
     for sampling in study.samplings:
         if sampling.label in kept:
