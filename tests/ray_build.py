@@ -20,7 +20,12 @@ _HERE = str(Path(__file__).parent)
 def ray_cluster() -> Iterator[Any]:
     """Start two nodes of one CPU each, whose workers find the tests' modules; end them."""
     os.environ["PYTHONPATH"] = os.pathsep.join([_HERE, *filter(None, [os.environ.get("PYTHONPATH")])])
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_health_check_period_ms": "500", "OMP_NUM_THREADS": "1"}
+    os.environ |= {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_health_check_period_ms": "500",
+        "OMP_NUM_THREADS": "1",
+        "RAY_worker_niceness": "0",
+    }
     from ray.cluster_utils import Cluster
 
     node = {"num_cpus": 1, "object_store_memory": 80_000_000}
