@@ -128,6 +128,10 @@ def test_a_base_that_grew_or_a_damaged_file_is_refused(pipe: Any, base: Knowledg
         path.write_text(broken)
         with pytest.raises(KnowledgeBaseError, match=said):
             redi.enable(pipe, grown, max_loss=0.1, **KRIGED)
+    with path.open("wb") as file:
+        file.truncate(1 << 34)  # 16 GB of nothing
+    with pytest.raises(KnowledgeBaseError, match=f"{1 << 34} bytes"):
+        redi.enable(pipe, grown, max_loss=0.1, **KRIGED)
     path.write_text(whole)
     keys = {2: torch.zeros(1, 4, 8, 8)}
     grown.add_unit(99, EntryBatch(["a new one"], [0], [11], keys, dict.fromkeys((4, 6), keys[2])))

@@ -14,10 +14,12 @@ from redi.calibration import Choice, Measurements
 from redi.errors import InputError, KnowledgeBaseError
 from redi.knowledge_base import KnowledgeBase
 from redi.knowledge_base.durable import replace_file
+from redi.knowledge_base.guard import read_file
 from redi.retrieval import Combiner
 
 FILE_NAME = "calibration.json"
 FORMAT_VERSION = 1
+_MAX_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def _all(base: KnowledgeBase) -> list[Calibration] | None:
     path = base.path / FILE_NAME
     fix = f"redi calibrate {base.path} (or redi.calibrate)"
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_file(path, _MAX_BYTES))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
