@@ -39,10 +39,13 @@ def disturbed(folder: Path, cluster: Any, kills: int, prompts: int, seed: int) -
     path = folder / "kb"
     command = [sys.executable, _DRIVER, str(folder), str(path), str(prompts)]
     driver = subprocess.Popen(command, env={**os.environ, ADDRESS: cluster.address})
+    held = 0
     while sum(done.values()) < kills:
-        time.sleep(moments.uniform(0.2, 6))
-        if driver.poll() is not None:
-            raise RuntimeError("the build finished before every kill was done: more --prompts")
+        while held == (held := _held(path)) or not held:  # it works again
+            time.sleep(0.2)
+            if driver.poll() is not None:
+                raise RuntimeError("the build finished before every kill was done: more --prompts")
+        time.sleep(moments.uniform(0, 2))
         workers = workers_of(cluster)
         if workers and moments.random() < 0.7:
             os.kill(moments.choice(workers), signal.SIGKILL)
@@ -52,12 +55,15 @@ def disturbed(folder: Path, cluster: Any, kills: int, prompts: int, seed: int) -
             driver.wait()
             done["drivers"] += 1
             driver = subprocess.Popen(command, env={**os.environ, ADDRESS: cluster.address})
-        held = len(KnowledgeBase.open(path)) if (path / "manifest.json").exists() else 0
         print(f"killed {done['workers']} workers, {done['drivers']} drivers: {held} of {prompts}", file=sys.stderr)
     driver.kill()
     driver.wait()
     finish = Cluster(partial(load, str(folder / "model")), address=cluster.address)
     return build_tiny(tiny_pipeline(folder / "own"), path, many_prompts(prompts), cluster=finish), done
+
+
+def _held(path: Path) -> int:
+    return len(KnowledgeBase.open(path)) if (path / "manifest.json").exists() else 0
 
 
 def main() -> int:
