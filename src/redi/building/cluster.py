@@ -186,7 +186,9 @@ class _Crew:
             refs = [*self._starting, *self._out]
             for ref in self._ray.wait(refs, num_returns=1, timeout=_TICK)[0]:
                 self._take(ref)
-            if not self._ready and time.monotonic() - self._since > _PATIENCE:
+            if self._ready:
+                self._since = time.monotonic()
+            elif time.monotonic() - self._since > _PATIENCE:
                 raise KnowledgeBaseError(
                     f"no worker started in {_PATIENCE:.0f} s",
                     expected="a free GPU, or a free CPU where the cluster has none",
@@ -249,7 +251,6 @@ class _Crew:
         except RayError as error:
             self._lose(worker, error)
             return
-        self._lost_in_a_row = 0
         if self._starting.pop(ref, None):
             if found:
                 raise IncompatibleError(
@@ -260,6 +261,7 @@ class _Crew:
             self._ready.append(worker)
             return
         _, task = self._out.pop(ref)
+        self._lost_in_a_row = 0
         if self._is_open(task):
             self._keep(task, found)
 
