@@ -16,7 +16,7 @@
 #   make bench-search  compare search in large bases with an exact scan
 #   make bench-style  measure styles that a base does not hold
 #   make figures  write the README's figures and picture from what demo and bench left
-#   make docs     write docs/cli.md from the help texts, docs/solvers.md and docs/pipelines.md from the tests
+#   make docs     write docs/cli.md, docs/experiments.md, docs/solvers.md and docs/pipelines.md from code and tests
 #   make clean    remove what the others made, .venv too
 #
 # PYTHON=python3.12 chooses the interpreter. TORCH_INDEX=https://download.pytorch.org/whl/cpu takes PyTorch without
@@ -104,6 +104,7 @@ report: $(INSTALLED)
 
 docs: $(INSTALLED)
 	$(BIN)/python -m redi.cli.reference > docs/cli.md
+	$(BIN)/python -m redi.experiments.costs > docs/experiments.md
 	$(BIN)/python tests/solver_table.py > docs/solvers.md.new && mv docs/solvers.md.new docs/solvers.md
 	HF_HUB_OFFLINE=1 $(BIN)/python tests/pipeline_table.py docs/pipelines.md
 

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from redi.cli.app import app
 from redi.cli.reference import markdown
+from redi.experiments.costs import page
 from tiny import tiny_pipeline
 
 ROOT = Path(__file__).parents[1]
@@ -27,6 +28,7 @@ DOCUMENTS = (
     "docs/solvers.md",
     "docs/pipelines.md",
     "docs/operations.md",
+    "docs/experiments.md",
 )
 
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -56,6 +58,10 @@ def test_the_readme_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.
 
 def test_the_commands_reference_is_that_of_the_help_texts() -> None:
     assert (ROOT / "docs/cli.md").read_text() == markdown(), "make docs writes it again"
+
+
+def test_the_costs_of_experiments_are_those_of_the_studies() -> None:
+    assert (ROOT / "docs/experiments.md").read_text() == page(), "make docs writes it again"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

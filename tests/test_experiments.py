@@ -12,12 +12,14 @@ from typer.testing import CliRunner
 
 from redi.cli.app import app
 from redi.errors import InputError
-from redi.experiments.laboratory import Laboratory, Samples
+from redi.experiments.costs import Cost
+from redi.experiments.laboratory import Laboratory
 from redi.experiments.other_keys import distance_at_value, run_full
 from redi.experiments.other_values import reuse_pictures
 from redi.experiments.quality import difference, figures
 from redi.experiments.report import write_report
 from redi.experiments.runner import experiment, run_study
+from redi.experiments.sample_files import Samples
 from redi.experiments.sampling import Recording, Scale, Solver, plain, redi
 from redi.experiments.studies import STUDIES, Claim, Study
 from redi.metrics import Reference
@@ -65,10 +67,10 @@ def test_calls_are_counted_and_samplings_start_from_the_same_noises(laboratory: 
 
 
 def test_a_sampling_that_is_there_is_not_run_again(laboratory: Laboratory, results: Path) -> None:
-    assert laboratory.cost([FULL, SHORT, JUMP]) == 0
-    assert laboratory.cost([plain("dpm", 5)]) == 5 * 4 * 2
+    assert laboratory.cost([FULL, SHORT, JUMP]) == Cost(0, 0)
+    assert laboratory.cost([plain("dpm", 5)]).calls == 5 * 4 * 2
     other = replace(laboratory, scale=replace(TINY, prompts=5))
-    assert other.cost([FULL]) == 6 * 5 * 2, "another scale's samples are other samples"
+    assert other.cost([FULL]).calls == 6 * 5 * 2, "another scale's samples are other samples"
 
 
 def test_replicates_have_other_prompts_noises_and_entries_and_no_twins(laboratory: Laboratory, results: Path) -> None:
@@ -209,7 +211,7 @@ def test_rows_that_miss_a_measure_say_so(results: Path, tmp_path: Path) -> None:
 
 def _samples(right: np.ndarray, features: np.ndarray) -> list[Samples]:
     pictures = np.zeros((len(right), 64, 64, 3), np.uint8)
-    return [Samples(features, {"all": right, "objects": right}, pictures, right * 0 + 4, right > 2, 1.0)]
+    return [Samples(features, {"all": right, "objects": right}, pictures, right * 0 + 4, right > 2, 1.0, pictures)]
 
 
 def test_a_difference_is_paired_by_prompt() -> None:

@@ -148,6 +148,13 @@ def model_name(model: str) -> str:
     return str(Path(model).resolve()) if model != MINIATURE and Path(model).is_dir() else model
 
 
+def chosen_device(device: str | None) -> str:
+    """Return the device that was asked for, or "cuda" where there is one, else "cpu"."""
+    import torch
+
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def default_guidance(model: str) -> float | None:
     """Return the guidance scale to use with a model when none is asked for; None is the pipeline's own default."""
     if model != MINIATURE:
@@ -189,7 +196,7 @@ def _loaded(model: str, dtype: str) -> Any:
 def _placed(pipe: Any, device: str | None) -> Any:
     import torch
 
-    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    name = chosen_device(device)
     try:
         placed = pipe.to(name)
     except (RuntimeError, AssertionError, ValueError) as error:

@@ -47,6 +47,34 @@ def read_prompts(path: str | Path) -> list[str]:
     return prompts
 
 
+def read_captions(path: Path) -> dict[Any, list[str]]:
+    """Read COCO's captions: those of each image by its id, stripped, blank ones skipped, images in the file's order.
+
+    Raises:
+        InputError: The file is not what COCO's captions look like; the message names the annotation.
+    """
+    text = _text(path)
+    if not text.strip():
+        return {}
+    document = _json(text, str(path))
+    annotations = document.get("annotations") if isinstance(document, Mapping) else None
+    if not isinstance(annotations, Sequence) or isinstance(annotations, str):
+        raise InputError(
+            f"{path} has no list of annotations",
+            expected='COCO\'s captions: {"annotations": [{"image_id": 1, "caption": "a cat"}, ...]}',
+            fix="for one JSON record a line, name the file .jsonl",
+        )
+    found: dict[Any, list[str]] = {}
+    for number, annotation in enumerate(annotations, start=1):
+        where = f"annotation {number} of {path}"
+        if not isinstance(annotation, Mapping) or not isinstance(annotation.get("image_id"), int | str):
+            raise InputError(f"{where} has no image_id", expected='{"image_id": 1, "caption": "a cat"}')
+        caption = _string(annotation.get("caption"), f"field 'caption' in {where}").strip()
+        if caption:
+            found.setdefault(annotation["image_id"], []).append(caption)
+    return found
+
+
 def _from_txt(path: Path) -> Iterator[str]:
     return iter(_text(path).split("\n"))
 
@@ -105,26 +133,7 @@ def _from_parquet(path: Path) -> Iterator[str]:
 
 
 def _from_coco(path: Path) -> Iterator[str]:
-    text = _text(path)
-    if not text.strip():
-        return
-    document = _json(text, str(path))
-    annotations = document.get("annotations") if isinstance(document, Mapping) else None
-    if not isinstance(annotations, Sequence) or isinstance(annotations, str):
-        raise InputError(
-            f"{path} has no list of annotations",
-            expected='COCO\'s captions: {"annotations": [{"image_id": 1, "caption": "a cat"}, ...]}',
-            fix="for one JSON record a line, name the file .jsonl",
-        )
-    seen: set[Any] = set()
-    for number, annotation in enumerate(annotations, start=1):
-        where = f"annotation {number} of {path}"
-        if not isinstance(annotation, Mapping) or not isinstance(annotation.get("image_id"), int | str):
-            raise InputError(f"{where} has no image_id", expected='{"image_id": 1, "caption": "a cat"}')
-        caption = _string(annotation.get("caption"), f"field 'caption' in {where}")
-        if annotation["image_id"] not in seen and caption.strip():
-            seen.add(annotation["image_id"])
-            yield caption
+    return (captions[0] for captions in read_captions(path).values())
 
 
 _READERS: Mapping[str, Callable[[Path], Iterable[str]]] = {

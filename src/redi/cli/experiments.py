@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from redi.experiments.subjects import Subject
 
 experiments_app = typer.Typer(help="Regenerate the paper's tables and redi's own claims.", no_args_is_help=True)
 
@@ -15,10 +18,23 @@ _NAMES = (
 )
 
 
-_Size = Annotated[str, typer.Option("--scale", help="toy (minutes) or small (hours, on the bundled model).")]
+_Size = Annotated[
+    str, typer.Option("--scale", help="toy (minutes), small (hours, on the bundled model) or paper (days on a GPU).")
+]
 _Work = Annotated[Path, typer.Option(help="Where bases and samples are kept; runs that are there are not repeated.")]
 _Results = Annotated[Path, typer.Option(help="Where the results go, as JSON and sheets.")]
 _Device = Annotated[str | None, typer.Option(help="cpu or cuda; by default the first that is there.")]
+_Model = Annotated[str, typer.Option(help="Whose trajectories: the bundled model, or with --coco a folder or hub id.")]
+_Coco = Annotated[
+    Path | None, typer.Option(help="COCO 2014: annotations/captions_train2014.json, captions_val2014.json, val2014/.")
+]
+_Features = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="Local weights that read pictures: a folder of CLIP or DINOv2, or Inception as TorchScript; the first "
+        "gives the distances, the first CLIP the scores. [default: the bundled evaluator]"
+    ),
+]
 _WORK, _RESULTS = Path("runs/experiments"), Path("results")
 
 
@@ -33,23 +49,35 @@ def run(
         str | None,
         typer.Option(help="Run these rows of a table only (a pattern such as '*kriging*'), and keep the others'."),
     ] = None,
+    model: _Model = "miniature",
+    coco: _Coco = None,
+    features: _Features = None,
 ) -> None:
     """Run what is missing of a study and write its results; interrupt it at any time and call it again to go on.
+
+    What the paper's scale needs and costs is in docs/experiments.md.
 
     Example: redi experiments run table2 --scale toy
     """
     from redi.errors import InputError
     from redi.experiments.laboratory import Laboratory
-    from redi.experiments.runner import EXPERIMENTS, experiment
+    from redi.experiments.runner import EXPERIMENTS, OF_THE_MINIATURE, experiment
     from redi.experiments.sampling import SCALES
     from redi.experiments.studies import STUDIES
 
     if scale not in SCALES:
         raise InputError(f"scale {scale!r}", expected=f"one of {', '.join(SCALES)}")
+    subject = _subject(model, coco, features or [], scale, device)
     chosen = {each: experiment(each) for each in (EXPERIMENTS if name == "all" else (name,))}
+    left_out = [each for each in chosen if each in OF_THE_MINIATURE and not subject.judges]
+    if name in left_out:
+        raise InputError(f"{name} of {model}", expected="the bundled model: its evaluator judges there")
+    for each in left_out:
+        typer.echo(f"{each}: left out, it needs the bundled model's evaluator")
+        del chosen[each]
     if rows is not None and name not in STUDIES:
         raise InputError(f"--rows with {name!r}", expected=f"one of {', '.join(STUDIES)}")
-    laboratory = Laboratory(work, SCALES[scale], device)
+    laboratory = Laboratory(work, SCALES[scale], device, subject=subject)
     for each, run_it in chosen.items():
         some = {} if rows is None else {"only": rows}
         run_it(laboratory, results, tell=typer.echo, **some)
@@ -63,6 +91,30 @@ def bound(scale: _Size = "toy", work: _Work = _WORK, results: _Results = _RESULT
     Example: redi experiments bound --scale toy
     """
     run("bound", scale, work, results, device)
+
+
+def _subject(model: str, coco: Path | None, features: list[Path], scale: str, device: str | None) -> Subject:
+    """Return what the options name, before anything is run."""
+    from redi.errors import InputError
+    from redi.experiments.subjects import Coco, Miniature
+    from redi.metrics.extractors import load_extractor
+    from redi.pipelines import MINIATURE, chosen_device
+
+    if (model == MINIATURE) != (coco is None) or (scale == "paper" and coco is None):
+        raise InputError(
+            f"--scale {scale} with --model {model} and {'no ' if coco is None else ''}--coco",
+            expected="the bundled model at toy or small, or another model on COCO",
+            fix="redi experiments run table2 --scale paper --model ./stable-diffusion-v1-5 --coco ./coco "
+            "--features ./inception.pt --features ./clip",
+        )
+    extractors = [load_extractor(path, device=device) for path in features]
+    if coco is None:
+        return Miniature(*extractors[:1])
+    scorer = next((each for each in extractors if each.compare), None)
+    if scorer is None:
+        raise InputError(f"{len(extractors)} --features and no CLIP among them", expected="at least a folder of CLIP")
+    dtype = "float32" if chosen_device(device) == "cpu" else "float16"
+    return Coco(model, coco, extractors[0], scorer, dtype)
 
 
 @experiments_app.command()

@@ -66,6 +66,7 @@ def run_bound(
         "study": "bound",
         "kind": "bound",
         "scale": asdict(scale),
+        "subject": laboratory.subject.told(),
         "queries": count * scale.replicates,
         "key_step": key_step,
         "solver": f"{recording.solver.name}-{recording.solver.steps}",

@@ -107,8 +107,8 @@ def _drift(pipe: Any, conditioning: Tensor, guidance: float, timestep: Tensor, s
     """Return the probability flow's drift with classifier-free guidance inside, as the solver integrates it."""
 
     def drift(latents: Tensor) -> Tensor:
-        both = pipe.unet(torch.cat([latents, latents]), timestep, conditioning, return_dict=False)[0]
-        empty, told = both.chunk(2)
+        both = pipe.unet(torch.cat([latents, latents]).to(pipe.dtype), timestep, conditioning, return_dict=False)[0]
+        empty, told = both.to(latents.dtype).chunk(2)
         return drift_of_noise(latents, empty + guidance * (told - empty), sigma)
 
     return drift

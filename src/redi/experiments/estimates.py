@@ -66,6 +66,7 @@ def run_estimates(
         "study": "estimates",
         "kind": "estimates",
         "scale": asdict(scale),
+        "subject": laboratory.subject.told(),
         "solver": f"{recording.solver.name}-{recording.solver.steps}",
         "default": DEFAULT,
         "versions": library_versions(),

@@ -139,15 +139,15 @@ def run_figure6(
             rows.append(row)
             tell(
                 f"{row['entries']} entries, {point.key_step}->{point.value_step}, H={neighbors}: "
-                f"{row['calls']:.0f} calls, Frechet {row['frechet']['value']:.2f}, faithful "
-                f"{row['faithfulness']['value']:.1%}, from the full run {row['closeness']['value']:.2f}, x_v apart "
-                f"{row['at_value']['value']:.2f}"
+                f"{row['calls']:.0f} calls, Frechet {row['frechet']['value']:.2f}, from the full run "
+                f"{row['closeness']['value']:.2f}, x_v apart {row['at_value']['value']:.2f}"
             )
     result = {
         "study": name,
         "kind": "figure6",
         "title": figure.title,
         "scale": asdict(scale),
+        "subject": laboratory.subject.told(),
         "solver": f"{solver.name}-{solver.steps}",
         "queries": count * scale.replicates,
         "full": figures(full, full, laboratory.reference, resamples=_RESAMPLES),

@@ -34,7 +34,7 @@ class Outcome:
 
     Attributes:
         measured: Of all prompts.
-        harmed: By value step: (n) right in full and wrong after the jump.
+        harmed: By value step: (n) right in full and wrong after the jump; empty where nobody judges that.
     """
 
     measured: Measurements
@@ -64,7 +64,7 @@ def run_gate(
     solver = recording.solver
     jumps = [redi(recording, recording.key_steps[-1], step, weights=_WEIGHTS) for step in recording.value_steps]
     samplings = [plain(solver.name, solver.steps, **dict(solver.settings)), *jumps]
-    tell(f"gate: {laboratory.cost(samplings):,} network calls of one picture to make")
+    tell(f"gate: {laboratory.bill(samplings)}")
     found = [_outcome(laboratory, recording, replicate) for replicate in range(scale.replicates)]
     scores = _scores(found)
     for row in scores:
@@ -79,6 +79,7 @@ def run_gate(
         "study": "gate",
         "kind": "gate",
         "scale": asdict(scale),
+        "subject": laboratory.subject.told(),
         "solver": f"{solver.name}-{solver.steps}",
         "key_step": recording.key_steps[-1],
         "weights": repr(combiner(_WEIGHTS)),
@@ -106,6 +107,8 @@ def _outcome(laboratory: Laboratory, recording: Recording, replicate: int) -> Ou
         {step: float(made.calls[0]) for step, made in jumped.items()},
         float(full.calls[0]),
     )
+    if not laboratory.subject.judges:
+        return Outcome(measured, {})
     right = full.faithful["all"] == 1
     return Outcome(measured, {step: right & (made.faithful["all"] == 0) for step, made in jumped.items()})
 
@@ -131,17 +134,25 @@ def _scores_at_key(laboratory: Laboratory, recording: Recording, replicate: int)
 def _scores(found: Sequence[Outcome]) -> list[dict[str, Any]]:
     """Return how well each score tells harm, by value step, over all replicates."""
     rows = []
-    for step in found[0].harmed:
-        harmed = np.concatenate([each.harmed[step] for each in found])
+    for step in found[0].measured.losses:
+        harmed = np.concatenate([each.harmed[step] for each in found]) if found[0].harmed else None
         losses = np.concatenate([each.measured.losses[step] for each in found])
         for name in found[0].measured.scores:
             numbers = np.concatenate([each.measured.scores[name] for each in found])
-            area = area_under_roc(numbers, harmed) if 0 < harmed.sum() < len(harmed) else None
-            agreement = rank_correlation(numbers, losses)
             rows.append(
-                {"value_step": step, "score": name, "harmed": float(harmed.mean()), "area": area, "rank": agreement}
+                {
+                    "value_step": step,
+                    "score": name,
+                    "harmed": None if harmed is None else float(harmed.mean()),
+                    "area": _area(numbers, harmed),
+                    "rank": rank_correlation(numbers, losses),
+                }
             )
     return rows
+
+
+def _area(numbers: _Numbers, harmed: NDArray[np.bool_] | None) -> float | None:
+    return None if harmed is None or not 0 < harmed.sum() < len(harmed) else area_under_roc(numbers, harmed)
 
 
 def _fixed(found: Sequence[Outcome]) -> list[tuple[float, float]]:

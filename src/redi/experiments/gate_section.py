@@ -27,7 +27,8 @@ def gate_section(result: Mapping[str, Any], images: Path) -> str:
         "| ---: | --- | ---: | ---: | ---: |",
     ]
     for row in result["scores"]:
-        said = (f"{row['harmed']:.1%}", "" if row["area"] is None else f"{row['area']:.2f}", f"{row['rank']:.2f}")
+        harmed = "" if row["harmed"] is None else f"{row['harmed']:.1%}"
+        said = (harmed, "" if row["area"] is None else f"{row['area']:.2f}", f"{row['rank']:.2f}")
         lines.append(f"| {row['value_step']} | {row['score']} | {' | '.join(said)} |")
     lines += [
         "",

@@ -1,11 +1,11 @@
-"""Owns running samplings on the bundled model, each once (kept on disk by its configuration); must not know tables."""
+"""Owns running samplings on a subject, each once (kept on disk by its configuration); must not know tables."""
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,68 +20,29 @@ from tqdm import tqdm
 import redi
 from redi.attachment import quiet
 from redi.errors import InputError
+from redi.experiments.costs import Cost, cost
 from redi.experiments.divergence import Divergence, measure
 from redi.experiments.other_keys import distance_at_value, estimates, run_to
 from redi.experiments.other_values import reuse_pictures
-from redi.experiments.paths import latents_after
+from redi.experiments.paths import latents_after, starts
+from redi.experiments.sample_files import SHOWN, Samples, as_array, joined, read_samples, thumbnails, write_array
 from redi.experiments.sampling import Recording, Sampling, Scale, Solver, fingerprint
+from redi.experiments.subjects import Miniature, Subject
 from redi.generating import Generation, generate
 from redi.knowledge_base import NoiseBank
 from redi.metrics import Reference
-from redi.miniature.drawing import draw
-from redi.miniature.evaluation import bundled_evaluator
-from redi.miniature.quality import Faithfulness, faithful
-from redi.miniature.scenes import Description, captioned_scenes, captions
-from redi.pipelines import MINIATURE, default_guidance, load_pipeline, miniature_folder
 from redi.plan import Plan
-from redi.results import write_file, write_json
+from redi.results import write_json
 from redi.retrieval.weights import LeastSquares, combiner
 
-_BASE_SEED, _PROMPT_SEED, _REFERENCE_SEED = 3000, 4000, 5000
-_SPARE = 32
 _DIVERSE = 8
-_ATTRIBUTES = ("objects", "background", "style", "all")
-
-
-@dataclass(frozen=True, eq=False)
-class Samples:
-    """What one sampling made of one replicate's prompts.
-
-    Attributes:
-        features: (n, 128) of the evaluator.
-        faithful: For each attribute (n): 1 right, 0 wrong, nan where the prompt does not say.
-        pictures: (n, 64, 64, 3), 0 to 255.
-        calls: (n) network calls of each picture.
-        jumped: (n) whether it jumped.
-        seconds: Of all pictures, everything but loading included.
-    """
-
-    features: NDArray[np.float64]
-    faithful: dict[str, NDArray[np.float64]]
-    pictures: NDArray[np.uint8]
-    calls: NDArray[np.float64]
-    jumped: NDArray[np.bool_]
-    seconds: float
-
-    def __len__(self) -> int:
-        return len(self.calls)
-
-    def first(self, count: int) -> Samples:
-        """Return those of the first prompts; the seconds stay those of all."""
-        faithful = {name: told[:count] for name, told in self.faithful.items()}
-        return Samples(
-            self.features[:count],
-            faithful,
-            self.pictures[:count],
-            self.calls[:count],
-            self.jumped[:count],
-            self.seconds,
-        )
+_PART = 512
+"""Prompts that are run between two files: what an interruption costs at most."""
 
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """Pictures (n, 64, 64, 3), 0 to 255, and the network calls (n) of each."""
+    """Pictures (n, height, width, 3), 0 to 255, and the network calls (n) of each."""
 
     pictures: NDArray[np.uint8]
     calls: NDArray[np.float64]
@@ -89,19 +50,21 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Laboratory:
-    """The bundled model, its prompts and what was run on it so far.
+    """A model, its prompts and what was run on it so far.
 
     Args:
         folder: Where bases and samples are kept; a run that is there is not run again.
         scale: How large the study is.
         device: As torch names it; by default the first that is there.
         batch_size: Pictures per pipeline call.
+        subject: The model, its prompts and their judge.
     """
 
     folder: Path
     scale: Scale
     device: str | None = None
     batch_size: int = 32
+    subject: Subject = field(default_factory=Miniature)
 
     def sample(self, sampling: Sampling, replicate: int) -> Samples:
         """Return the samples of one replicate, running them first if they are not there.
@@ -110,10 +73,17 @@ class Laboratory:
         """
         path = self._folder("samples", sampling, replicate) / "samples.npz"
         if not path.exists():
-            prompts = list(self.prompts(replicate))
-            pictures, calls, jumped, seconds = self._run(sampling, replicate, prompts, self.noise_ids(len(prompts)))
-            self._keep(path, sampling, replicate, pictures, calls, jumped, seconds)
-        return _samples(path)
+            asked = self.prompts(replicate)
+            noise_ids, made = self.noise_ids(len(asked)), []
+            for start in range(0, len(asked), _PART):
+                part = slice(start, start + _PART)
+                some = dict(list(asked.items())[part])
+                of_part = path.with_name(f"part-{start}.npz")
+                if not of_part.exists():
+                    self._looked_at(some, *self._run(sampling, replicate, list(some), noise_ids[part])).write(of_part)
+                made.append(read_samples(of_part))
+            self._keep(path, sampling, replicate, joined(made))
+        return read_samples(path)
 
     def going_on(self, sampling: Sampling, replicate: int, values: Tensor) -> Samples:
         """Return the samples of a replicate's first prompts (n) that go on from x_v (n, ...), which somebody estimated.
@@ -131,12 +101,12 @@ class Laboratory:
         path = self._folder("going-on", sampling, replicate) / f"{count}-{told}" / "samples.npz"
         if not path.exists():
             base = self.base(replace(jump.recording, share=1.0), replicate)
-            prompts, pipe = list(self.prompts(replicate))[:count], self._pipeline(sampling.solver)
+            asked, pipe = dict(list(self.prompts(replicate).items())[:count]), self._pipeline(sampling.solver)
             soon = replace(jump, key_step=1)
-            pictures, calls, jumped, seconds = run_to(values, pipe, base, prompts, self.noise_ids(count), soon)
+            pictures, calls, jumped, seconds = run_to(values, pipe, base, list(asked), self.noise_ids(count), soon)
             calls = [each + jump.key_step - 1 for each in calls]
-            self._keep(path, sampling, replicate, pictures, calls, jumped, seconds)
-        return _samples(path)
+            self._keep(path, sampling, replicate, self._looked_at(asked, pictures, calls, jumped, seconds))
+        return read_samples(path)
 
     def pictures(
         self,
@@ -149,8 +119,8 @@ class Laboratory:
         path = self._folder("pictures", recording, replicate) / f"{fingerprint(name)}.npz"
         if not path.exists():
             found = make(self._pipeline(recording.solver), self.base(recording, replicate))
-            shown = np.stack([np.asarray(each.image.convert("RGB")) for each in found])
-            _write_array(path, pictures=shown, calls=np.asarray([each.report.calls for each in found], np.float64))
+            shown = as_array([each.image for each in found])
+            write_array(path, pictures=shown, calls=np.asarray([each.report.calls for each in found], np.float64))
         with np.load(path) as kept:
             return Pictures(kept["pictures"], kept["calls"])
 
@@ -164,7 +134,7 @@ class Laboratory:
             base = self.base(jump.recording, replicate)
             pipe = self._pipeline(sampling.solver)
             found = distance_at_value(pipe, base, prompts, self.noise_ids(len(prompts)), jump)
-            _write_array(path, np.asarray(found))
+            write_array(path, np.asarray(found))
         return np.asarray(np.load(path), np.float64)
 
     def diversity(self, sampling: Sampling, replicate: int) -> NDArray[np.float64]:
@@ -175,9 +145,10 @@ class Laboratory:
             count = self.scale.noises
             prompts = [prompt for prompt in list(self.prompts(replicate))[::_DIVERSE] for _ in range(count)]
             pictures, *_ = self._run(sampling, replicate, prompts, list(range(count)) * (len(prompts) // count))
-            features = bundled_evaluator().features(pictures).reshape(-1, count, 1, 128)
+            features = self.subject.features(pictures)
+            features = features.reshape(-1, count, 1, features.shape[1])
             apart = np.linalg.norm(features - features.transpose(0, 2, 1, 3), axis=3)
-            _write_array(path, apart.sum((1, 2)) / (count * (count - 1)))
+            write_array(path, apart.sum((1, 2)) / (count * (count - 1)))
         return np.asarray(np.load(path), np.float64)
 
     def divergence(self, recording: Recording, replicate: int, queries: int) -> Divergence:
@@ -187,55 +158,55 @@ class Laboratory:
             prompts = list(self.prompts(replicate))[:queries]
             base = self.base(recording, replicate)
             found = measure(self._pipeline(recording.solver), base, prompts, self.noise_ids(queries))
-            _write_array(path, **asdict(found))
+            write_array(path, **asdict(found))
         with np.load(path) as kept:
             return Divergence(**kept)
 
     def latents(self, recording: Recording, replicate: int, steps: tuple[int, ...]) -> list[Tensor]:
-        """Return the latents (n, 4, 16, 16) of the replicate's prompts after each of the steps, run from its noises."""
+        """Return the latents (n, ...) of the replicate's prompts after each of the steps, run from its noises."""
         path = self._folder("paths", recording.solver, replicate) / f"{'-'.join(map(str, steps))}.npz"
         if not path.exists():
             prompts, base = list(self.prompts(replicate)), self.base(recording, replicate)
             pipe = self._pipeline(recording.solver)
             found = latents_after(pipe, base, prompts, self.noise_ids(len(prompts)), steps, batch_size=self.batch_size)
-            _write_array(path, latents=torch.stack(found).cpu().numpy())
+            write_array(path, latents=torch.stack(found).cpu().numpy())
         with np.load(path) as kept:
             return list(torch.from_numpy(kept["latents"]))
 
-    def prompts(self, replicate: int) -> dict[str, Description]:
+    def prompts(self, replicate: int) -> Mapping[str, Any]:
         """Return a replicate's held-out prompts and what they ask for."""
-        return captions(self.scale.prompts, seed=_PROMPT_SEED + replicate, held_out=True)
+        return self.subject.prompts(replicate, self.scale.prompts)
 
     def twins(self, replicate: int) -> int:
         """Return how many held-out prompts the base holds word for word."""
-        return len(self.prompts(replicate).keys() & set(self._base_prompts(replicate, self.scale.entries)))
+        return len(self.prompts(replicate).keys() & set(self.subject.base_prompts(replicate, self.scale.entries, True)))
 
     @cached_property
     def reference(self) -> Reference:
-        """Features of held-out drawings."""
-        path = self.folder / "reference" / f"{self.scale.reference}-{self._weights}.npy"
+        """Features of real pictures."""
+        name = "-".join(filter(None, (str(self.scale.reference), self.subject.weights, self.subject.eyes)))
+        path = self.folder / "reference" / f"{name}.npy"
         if not path.exists():
-            scenes = captioned_scenes(_REFERENCE_SEED, held_out=True)
-            drawn = [draw(scene) for (_, scene), _ in zip(scenes, range(self.scale.reference), strict=False)]
-            _write_array(path, bundled_evaluator().features(drawn))
+            found, some = [], self.subject.reference(self.scale.reference)
+            while part := [picture for picture, _ in zip(some, range(_PART), strict=False)]:
+                found.append(self.subject.features(part))
+            write_array(path, np.concatenate(found))
         return Reference(np.load(path))
 
-    def cost(self, samplings: list[Sampling]) -> int:
-        """Return the network calls (of one picture each) that are still to be made for the samplings."""
-        calls, bases = 0, set()
-        for sampling in samplings:
-            for replicate in range(self.scale.replicates):
-                if (self._folder("samples", sampling, replicate) / "samples.npz").exists():
-                    continue
-                jump = sampling.jump
-                steps = sampling.solver.steps - (jump.value_step - jump.key_step if jump else 0)
-                calls += steps * self.scale.prompts
-                recorded = jump and replace(jump.recording, values="float16")
-                if recorded and not (self._folder("bases", recorded, replicate) / "manifest.json").exists():
-                    bases.add((recorded, replicate))
-        return calls + sum(
-            round(recording.share * self.scale.entries) * max(recording.value_steps) for recording, _ in bases
-        )
+    def cost(self, samplings: Sequence[Sampling]) -> Cost:
+        """Return what is still to be run for the samplings."""
+
+        def there(what: Sampling | Recording, replicate: int) -> bool:
+            kind, name = ("samples", "samples.npz") if isinstance(what, Sampling) else ("bases", "manifest.json")
+            return (self._folder(kind, what, replicate) / name).exists()
+
+        return cost(samplings, self.scale, there=there)
+
+    def bill(self, samplings: Sequence[Sampling]) -> str:
+        """Return :meth:`cost` in words."""
+        found, shape = self.cost(samplings), self.subject.latent_shape
+        kept = found.gigabytes(int(np.prod(shape)))
+        return f"{found.calls:,} network calls of one picture to make, {kept:.2g} GB of bases to keep"
 
     def _run(
         self, sampling: Sampling, replicate: int, prompts: list[str], noise_ids: list[int]
@@ -266,7 +237,7 @@ class Laboratory:
             reports = [each.report for each in made]
             return [m.image for m in made], [r.calls for r in reports], [r.jumped for r in reports], seconds
 
-        noises = NoiseBank.draw(self._noise_seeds(replicate), (4, 16, 16)).latents
+        noises = NoiseBank.draw(self._noise_seeds(replicate), self.subject.latent_shape)
         pictures: list[Image.Image] = []
         calls: list[int] = []
         counted = 0
@@ -284,36 +255,36 @@ class Laboratory:
                 pictures += pipe(
                     prompts[batch],
                     num_inference_steps=sampling.solver.steps,
-                    guidance_scale=default_guidance(MINIATURE),
-                    latents=noises[noise_ids[batch]].to(pipe.device),
+                    guidance_scale=self.subject.guidance,
+                    latents=starts(pipe, noises, noise_ids[batch]),
                 ).images
                 calls += [counted] * len(prompts[batch])
         hook.remove()
         return pictures, calls, [False] * len(prompts), time.perf_counter() - started
 
-    def _keep(
+    def _looked_at(
         self,
-        path: Path,
-        sampling: Sampling,
-        replicate: int,
-        pictures: list[Image.Image],
-        calls: list[int],
-        jumped: list[bool],
+        asked: Mapping[str, Any],
+        pictures: Sequence[Image.Image],
+        calls: Sequence[int],
+        jumped: Sequence[bool],
         seconds: float,
-    ) -> None:
-        evaluator = bundled_evaluator()
-        asked = list(self.prompts(replicate).values())[: len(pictures)]
-        found = [faithful(one, seen) for one, seen in zip(asked, evaluator.read(pictures), strict=True)]
-        arrays = {
-            "features": evaluator.features(pictures),
-            "pictures": np.stack([np.asarray(picture.convert("RGB")) for picture in pictures]),
-            "calls": np.asarray(calls, np.float64),
-            "jumped": np.asarray(jumped),
-            "seconds": np.asarray(seconds),
-            **{f"faithful_{name}": _shares(found, name) for name in _ATTRIBUTES},
-        }
+    ) -> Samples:
+        return Samples(
+            self.subject.features(pictures),
+            self.subject.judge(asked, pictures),
+            thumbnails(pictures),
+            np.asarray(calls, np.float64),
+            np.asarray(jumped),
+            seconds,
+            as_array(pictures[:SHOWN]),
+        )
+
+    def _keep(self, path: Path, sampling: Sampling, replicate: int, samples: Samples) -> None:
         write_json(path.parent / "sampling.json", {"label": sampling.label, "replicate": replicate, **asdict(sampling)})
-        _write_array(path, **arrays)
+        samples.write(path)
+        for part in path.parent.glob("part-*.npz"):
+            part.unlink()
 
     def base(self, recording: Recording, replicate: int) -> redi.KnowledgeBase:
         """Return a replicate's base of the recording, building it first, or its rest."""
@@ -327,17 +298,17 @@ class Laboratory:
         *more, last = recording.key_steps
         return redi.build(
             self._pipeline(recording.solver),
-            self._base_prompts(replicate, round(recording.share * self.scale.entries), recording.styles),
+            self.subject.base_prompts(replicate, round(recording.share * self.scale.entries), recording.styles),
             self._folder("bases", recording, replicate),
             plan=Plan(recording.solver.steps, last, recording.value_steps, tuple(more)),
             noises=self._noise_seeds(replicate),
             batch_size=self.batch_size,
-            guidance_scale=default_guidance(MINIATURE),
-            model_id=MINIATURE,
+            guidance_scale=self.subject.guidance,
+            model_id=self.subject.model,
         )
 
     def _pipeline(self, solver: Solver) -> Any:
-        pipe = load_pipeline(MINIATURE, scheduler=solver.name, device=self.device)
+        pipe = self.subject.pipeline(solver.name, self.device)
         if solver.settings:
             pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **dict(solver.settings))
         return pipe
@@ -348,51 +319,10 @@ class Laboratory:
     def _noise_seeds(self, replicate: int) -> list[int]:
         return [replicate * self.scale.noises + place for place in range(self.scale.noises)]
 
-    def _base_prompts(self, replicate: int, count: int, styles: bool = True) -> list[str]:
-        if styles:
-            return list(captions(count, seed=_BASE_SEED + replicate, held_out=False))
-        found = captions(2 * count + _SPARE, seed=_BASE_SEED + replicate, held_out=False)  # one in three has a style
-        return [text for text, asked in found.items() if asked.style is None][:count]
-
     def _folder(self, kind: str, what: Sampling | Recording | Solver, replicate: int) -> Path:
         scale = (self.scale.prompts, self.scale.entries, self.scale.noises)
         rule = combiner(what.jump.weights) if isinstance(what, Sampling) and what.jump else LeastSquares()
         # A rule's constants are not in what a sampling says; other constants are another run.
         more = () if rule == LeastSquares() else (repr(rule),)
-        return self.folder / kind / fingerprint(what, replicate, scale, self._weights, *more)
-
-    @cached_property
-    def _weights(self) -> str:
-        """A short hash of the bundled model, so that samples of other weights are never taken for these."""
-        digest = hashlib.sha256()
-        for path in sorted(miniature_folder().rglob("*.safetensors")):
-            digest.update(path.read_bytes())
-        return digest.hexdigest()[:12]
-
-
-def _samples(path: Path) -> Samples:
-    with np.load(path) as kept:
-        return Samples(
-            kept["features"],
-            {name: kept[f"faithful_{name}"] for name in _ATTRIBUTES},
-            kept["pictures"],
-            kept["calls"],
-            kept["jumped"],
-            float(kept["seconds"]),
-        )
-
-
-def _shares(found: list[Faithfulness], name: str) -> NDArray[np.float64]:
-    return np.asarray([np.nan if (said := getattr(one, name)) is None else float(said) for one in found])
-
-
-def _write_array(path: Path, array: NDArray[Any] | None = None, **arrays: NDArray[Any]) -> None:
-    """Write an array, or several by name, whole or not at all."""
-    from io import BytesIO
-
-    buffer = BytesIO()
-    if array is not None:
-        np.save(buffer, array)
-    else:
-        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    write_file(path, buffer.getvalue())
+        eyes = (self.subject.eyes,) if self.subject.eyes and kind in ("samples", "going-on") else ()
+        return self.folder / kind / fingerprint(what, replicate, scale, self.subject.weights, *eyes, *more)

@@ -17,11 +17,10 @@ from redi.enabling import prepare
 from redi.engine import Jump as EngineJump
 from redi.engine import StopTrajectory, run
 from redi.errors import InputError
-from redi.experiments.paths import latents_after
+from redi.experiments.paths import latents_after, starts
 from redi.experiments.sampling import Jump
 from redi.jumping import JumpPolicy, NoiseWatch
 from redi.knowledge_base import KnowledgeBase
-from redi.miniature.text_encoder import tokenize
 from redi.retrieval import combiner
 
 _BATCH = 32
@@ -150,14 +149,16 @@ def _call(pipe: Any, base: KnowledgeBase, prompts: Sequence[str], noise_ids: Seq
         list(prompts),
         num_inference_steps=base.plan.num_inference_steps,
         guidance_scale=base.manifest.identity["call"]["guidance_scale"],
-        latents=base.noise_bank.latents[list(noise_ids)].to(pipe.device),
+        latents=starts(pipe, base.noise_bank, noise_ids),
     )
 
 
 @torch.no_grad()
 def _embedded(pipe: Any, prompts: Sequence[str]) -> Tensor:
     """Return the pipeline's own text embeddings (n, d), at each prompt's end, as CLIP pools them."""
-    ids = torch.from_numpy(tokenize(pipe.tokenizer, list(prompts))).long().to(pipe.device)
+    most = pipe.tokenizer.model_max_length
+    told = pipe.tokenizer(list(prompts), padding="max_length", truncation=True, max_length=most, return_tensors="pt")
+    ids = told.input_ids.to(pipe.device)
     return torch.cat([pipe.text_encoder(ids[batch]).pooler_output for batch in _batches(len(ids))]).float().cpu()
 
 

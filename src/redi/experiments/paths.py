@@ -11,7 +11,7 @@ from torch import Tensor
 from redi.attachment import quiet
 from redi.engine import StopTrajectory, run
 from redi.jumping import NoiseWatch
-from redi.knowledge_base import KnowledgeBase
+from redi.knowledge_base import KnowledgeBase, NoiseBank
 
 
 class _Path(NoiseWatch):
@@ -27,6 +27,11 @@ class _Path(NoiseWatch):
             self.latents.append(latents.float())
         if completed == self.steps[-1]:
             raise StopTrajectory
+
+
+def starts(pipe: Any, bank: NoiseBank, noise_ids: Sequence[int]) -> Tensor:
+    """Return noises (n, ...) as the pipeline takes them, on its device and in its dtype."""
+    return bank.latents[list(noise_ids)].to(pipe.device, pipe.dtype)
 
 
 def latents_after(
@@ -58,7 +63,7 @@ def latents_after(
                     list(prompts[part]),
                     num_inference_steps=base.plan.num_inference_steps,
                     guidance_scale=base.manifest.identity["call"]["guidance_scale"],
-                    latents=base.noise_bank.latents[list(noise_ids[part])].to(pipe.device),
+                    latents=starts(pipe, base.noise_bank, noise_ids[part]),
                     output_type="latent",
                 )
         except StopTrajectory:

@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from redi.errors import InputError
-from redi.experiments.laboratory import Samples
+from redi.experiments.sample_files import Samples
 from redi.metrics import Interval, Reference, frechet_distance, kernel_distance_of, resampled_interval
 
 Places = NDArray[np.intp]
 MEASURES = ("frechet", "kernel", "faithfulness", "closeness", "pixels")
+_ATTRIBUTES = {"faithfulness": "all", "objects": "objects"}
 
 
 def figures(
@@ -28,13 +29,16 @@ def figures(
         resamples: Of the bootstrap.
 
     Returns:
-        ``frechet`` and ``kernel`` (to the reference), ``faithfulness`` (share of prompts with everything right),
-        ``objects``, ``closeness`` (mean distance of features to the run in full) and ``pixels`` (mean root mean
-        square of pixel differences, 0 to 1), each with its interval; ``calls``, ``jumped`` and ``seconds`` per picture.
+        ``frechet`` and ``kernel`` (to the reference), ``faithfulness`` (share of prompts with everything right, or
+        mean score), ``objects``, ``closeness`` (mean distance of features to the run in full) and ``pixels`` (mean
+        root mean square of pixel differences, 0 to 1), each with its interval; ``calls``, ``jumped`` and ``seconds``
+        per picture.
+        Without a judge who tells right from wrong, ``objects`` is not among them.
     """
     intervals = {
         name: _told(resampled_interval(measure(name, samples, full, reference), _count(samples), resamples=resamples))
         for name in (*MEASURES, "objects")
+        if name != "objects" or _judged(samples)
     }
     count = _count(samples)
     return intervals | {
@@ -80,12 +84,15 @@ def measure(
         pairs = zip(samples, full, strict=True)
         squares = [((one.pictures / 255.0 - other.pictures / 255.0) ** 2).mean((1, 2, 3)) for one, other in pairs]
         apart = np.sqrt(np.concatenate(squares))
-    elif name in ("faithfulness", "objects"):
-        attribute = "all" if name == "faithfulness" else name
-        apart = np.concatenate([each.faithful[attribute] for each in samples])
+    elif name in _ATTRIBUTES:
+        apart = np.concatenate([each.faithful[_ATTRIBUTES[name]] for each in samples])
     else:
         raise InputError(f"measure {name!r}", expected=f"one of {', '.join((*MEASURES, 'objects'))}")
     return lambda places: float(apart[places].mean())
+
+
+def _judged(samples: Sequence[Samples]) -> bool:
+    return not any(np.isnan(each.faithful["objects"]).any() for each in samples)
 
 
 def _count(samples: Sequence[Samples]) -> int:

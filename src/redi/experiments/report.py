@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from redi.experiments.gate_section import gate_section
 from redi.experiments.pareto_section import pareto
 from redi.experiments.runner import EXPERIMENTS
 from redi.experiments.styles_section import styles_section
+from redi.experiments.subjects import Miniature
 from redi.results import write_file
 from redi.retrieval.weights import COMBINERS
 
@@ -25,12 +27,11 @@ _HEAD = """# Results
 Written by `redi experiments report` from `results/`; no number here is typed. `redi experiments run {names}` makes them
 again.
 
-Everything is of the bundled model (64x64 pictures), held-out prompts, several noise banks. *Frechet* is the Frechet
-distance to drawings of held-out captions in the features of redi's own evaluator, *faithful* the share of pictures in
-which the evaluator finds everything that the prompt says, *from full* the mean distance of these features to the run
-in full from the same noise, *kernel* the kernel distance to the same drawings, *abstained* the share of pictures that
-did not jump, *seconds* wall-clock per picture with everything but loading, on whatever machine ran the study and with
-what else it did then, *x_v apart* the distance between the latents that a jump goes to and those of that run,
+Everything is of {model}, held-out prompts, several noise banks. *Frechet* is the Frechet distance to {reference} in the
+features of {extractor} (resized: {resize}), *faithful* {score}, *from full* the mean distance of these features to the
+run in full from the same noise, *kernel* the kernel distance to the same pictures, *abstained* the share of pictures
+that did not jump, *seconds* wall-clock per picture with everything but loading, on whatever machine ran the study and
+with what else it did then, *x_v apart* the distance between the latents that a jump goes to and those of that run,
 *diversity* the mean distance of features between pictures of one prompt from several noises.
 Frechet distances of different numbers of pictures, or of another extractor, do not
 compare: the paper's are FID of Inception features of 4,000 pictures of Stable Diffusion 1.5 on COCO. Brackets are 95 %
@@ -47,7 +48,7 @@ def write_report(results: Path, page: Path, *, scale: str) -> str:
         scale: Which results.
 
     Raises:
-        InputError: There are none.
+        InputError: There are none, or they are of several models, extractors or references.
     """
     files = sorted((results / scale).glob("*.json"))
     if not files:
@@ -58,12 +59,26 @@ def write_report(results: Path, page: Path, *, scale: str) -> str:
         )
     found = [json.loads(file.read_text()) for file in files]
     found.sort(key=lambda each: list(EXPERIMENTS).index(each["study"]) if each["study"] in EXPERIMENTS else -1)
-    parts = [_HEAD.format(names="|".join(each["study"] for each in found))]
+    head = _HEAD.format(names="|".join(each["study"] for each in found), **_subject(found, results / scale))
+    parts = ["\n\n".join(textwrap.fill(each, 120, break_on_hyphens=False) for each in head.split("\n\n")) + "\n"]
     parts.append(defaults_section({each["study"]: each for each in found}))
     parts += [SECTIONS[each["kind"]](each, page.parent / "images") for each in found]
     text = "\n".join(parts)
     write_file(page, text.encode())
     return text
+
+
+def _subject(found: Sequence[Mapping[str, Any]], folder: Path) -> Mapping[str, str]:
+    """Return what the results are of; those that do not say are of the bundled model."""
+    of = {json.dumps(each.get("subject", Miniature().told()), sort_keys=True) for each in found}
+    if len(of) > 1:
+        raise InputError(
+            f"results of {len(of)} models, extractors or references in {folder}",
+            expected="results that compare",
+            fix="keep each in a folder of its own: redi experiments run --results <folder>",
+        )
+    told: Mapping[str, str] = json.loads(of.pop())
+    return told
 
 
 def _comparison(result: Mapping[str, Any], images: Path) -> str:

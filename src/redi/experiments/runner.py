@@ -19,8 +19,9 @@ from redi.experiments.bound import run_bound
 from redi.experiments.estimates import run_estimates
 from redi.experiments.figure6 import FIGURES, run_figure6
 from redi.experiments.gate import run_gate
-from redi.experiments.laboratory import Laboratory, Samples
+from redi.experiments.laboratory import Laboratory
 from redi.experiments.quality import difference, figures
+from redi.experiments.sample_files import SHOWN, Samples
 from redi.experiments.sampling import Sampling
 from redi.experiments.studies import STUDIES, Claim, Study
 from redi.experiments.styles import run_styles
@@ -29,9 +30,10 @@ from redi.metrics import mean_interval
 from redi.results import write_json, write_picture
 from redi.retrieval.weights import combiner
 
-_SHEET, _SHEET_ROWS = 6, 20
+_SHEET_ROWS = 20
 _SIDE, _COLORS = 128, 128
 _MORE_IS_BETTER = {"faithfulness"}
+_TOLD = ("frechet", "faithfulness", "closeness")
 
 
 class Experiment(Protocol):
@@ -63,7 +65,7 @@ def run_study(
     earlier = json.loads(file.read_text()) if only != "*" and file.exists() else {"rows": [], "claims": []}
     kept = {row["label"]: row for row in earlier["rows"] if not fnmatchcase(row["label"], only)}
     to_run = [sampling for sampling in study.samplings if sampling.label not in kept]
-    tell(f"{study.name}: {laboratory.cost([study.full, *to_run]):,} network calls of one picture to make")
+    tell(f"{study.name}: {laboratory.bill([study.full, *to_run])}")
     full = _replicates(laboratory, study.full)
     made: dict[str, list[Samples]] = {study.full.label: full}
     rows = []
@@ -76,15 +78,13 @@ def run_study(
         found = figures(samples, full, laboratory.reference)
         if study.at_value and sampling.jump is not None:
             found["at_value"] = asdict(mean_interval(_at_value(laboratory, sampling)))
-        if study.diversity:
+        if study.diversity and scale.noises > 1:
             spread = [laboratory.diversity(sampling, replicate) for replicate in range(scale.replicates)]
             found["diversity"] = asdict(mean_interval(np.concatenate(spread)))
         rule = {"rule": repr(combiner(sampling.jump.weights))} if sampling.jump else {}
         rows.append({"label": sampling.label, "sampling": asdict(sampling), **rule, **found})
-        tell(
-            f"{sampling.label}: {found['calls']:.1f} calls, Frechet {found['frechet']['value']:.3f}, "
-            f"faithful {found['faithfulness']['value']:.1%}, from the full run {found['closeness']['value']:.3f}"
-        )
+        told = (f"{name} {found[name]['value']:.3f}" for name in _TOLD if name in found)
+        tell(f"{sampling.label}: {found['calls']:.1f} calls, {', '.join(told)}")
     untouched = {
         (told["ours"], told["rival"], told["measure"]): told
         for told in earlier["claims"]
@@ -95,7 +95,7 @@ def run_study(
         "kind": "comparison",
         "title": study.title,
         "scale": asdict(scale),
-        "model": "miniature",
+        "subject": laboratory.subject.told(),
         "full": study.full.label,
         "twins": sum(laboratory.twins(replicate) for replicate in range(scale.replicates)),
         "versions": library_versions(),
@@ -148,18 +148,21 @@ def _sheet(study: Study, laboratory: Laboratory, made: dict[str, list[Samples]])
     """Return the first prompts' pictures, one row per sampling; of many samplings, every second or third."""
     from PIL import Image
 
-    prompts = list(laboratory.prompts(0))[:_SHEET]
+    prompts = list(laboratory.prompts(0))[:SHOWN]
     labels = list(made)[:: -(-len(made) // _SHEET_ROWS)]
     columns = [
         Column(
             prompt,
-            tuple(Image.fromarray(made[label][0].pictures[place]) for label in labels),
+            tuple(Image.fromarray(made[label][0].shown[place]) for label in labels),
             tuple(f"{made[label][0].calls[place]:.0f} calls" for label in labels),
         )
         for place, prompt in enumerate(prompts)
     ]
-    return page(columns, labels, per_band=_SHEET, heading=study.title, least_side=_SIDE).quantize(_COLORS)
+    return page(columns, labels, per_band=SHOWN, heading=study.title, least_side=_SIDE).quantize(_COLORS)
 
+
+OF_THE_MINIATURE = ("styles",)
+"""Experiments that ask its evaluator."""
 
 EXPERIMENTS: Mapping[str, Experiment] = {
     **{name: partial(run_study, each) for name, each in STUDIES.items()},

@@ -117,7 +117,7 @@ class Scale:
         entries: Of a base.
         noises: Of a bank.
         replicates: Banks, each with its own noises, base prompts and held-out prompts.
-        reference: Held-out drawings that Frechet distances are measured to.
+        reference: Real pictures that Frechet distances are measured to.
     """
 
     name: str
@@ -130,7 +130,8 @@ class Scale:
 
 TOY = Scale("toy", prompts=24, entries=96, noises=2, replicates=1, reference=400)
 SMALL = Scale("small", prompts=200, entries=2000, noises=4, replicates=3)
-SCALES = {scale.name: scale for scale in (TOY, SMALL)}
+PAPER = Scale("paper", prompts=4000, entries=82_000, noises=1, replicates=3, reference=40_000)
+SCALES = {scale.name: scale for scale in (TOY, SMALL, PAPER)}
 
 
 def fingerprint(*parts: Any) -> str:

@@ -114,6 +114,7 @@ def run_styles(
         "study": "styles",
         "kind": "styles",
         "scale": asdict(scale),
+        "subject": laboratory.subject.told(),
         "solver": f"{recording.solver.name}-{steps}",
         "key_step": key_step,
         "value_step": value_step,
