@@ -117,7 +117,11 @@ def rivals() -> Study:
     spacings = (_EVEN, _KARRAS, _LOG_SNR)
     plains = [plain("dpm", calls, **spacing) for spacing in spacings for calls in _FEW]
     plains += [plain("unipc", calls, **spacing) for spacing in (_EVEN, _KARRAS) for calls in _FEW]
-    plains += [plain("ddim", calls) for calls in _FEW]
+    plains += [plain(name, calls) for name in ("ddim", "euler", "deis") for calls in _FEW]
+    plains += [plain("dpm", calls, solver_order=3) for calls in _FEW]
+    # What they cost besides: PNDM one call more than its steps, Heun nearly twice as many.
+    plains += [plain("pndm", calls - 1) for calls in (4, 5, 6, 8, 10)]
+    plains += [plain("heun", (calls + 1) // 2) for calls in (3, 5, 7, 9)]
     jumps = []
     for spacing in (_EVEN, _LOG_SNR):
         recording = Recording(Solver("dpm", 10, tuple(spacing.items())), (1, 2), (3, 5, 6, 7, 8))
