@@ -10,7 +10,7 @@ import pytest
 
 import redi
 from redi.calibration import Measurements
-from redi.experiments.gate import Outcome, _promises, _scores_at_key, lower_hull, part, run_gate
+from redi.experiments.gate import Outcome, _promises, lower_hull, part, run_gate, scores_at_key
 from redi.experiments.laboratory import Laboratory
 from redi.experiments.report import write_report
 from redi.experiments.sampling import Recording, Scale, Solver
@@ -32,7 +32,7 @@ def results(laboratory: Laboratory, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def test_scores_are_those_that_the_engine_reports(laboratory: Laboratory) -> None:
-    found = _scores_at_key(laboratory, RECORDING, 0)
+    found = scores_at_key(laboratory, RECORDING, 0)
     made = redi.generate(
         laboratory._pipeline(RECORDING.solver),
         laboratory.base(RECORDING, 0),

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 experiments_app = typer.Typer(help="Regenerate the paper's tables and redi's own claims.", no_args_is_help=True)
 
 _NAMES = (
-    "table1, table2, table3, rivals, variants, smaller, estimates, styles, bound, gate, "
+    "table1, table2, table3, rivals, variants, smaller, estimates, styles, bound, gate, breaks, "
     "figure6-short, figure6, figure6-pndm, or all."
 )
 
@@ -109,7 +109,7 @@ def _subject(model: str, coco: Path | None, features: list[Path], scale: str, de
         )
     extractors = [load_extractor(path, device=device) for path in features]
     if coco is None:
-        return Miniature(*extractors[:1])
+        return Miniature(extractors[0] if extractors else None)
     scorer = next((each for each in extractors if each.compare), None)
     if scorer is None:
         raise InputError(f"{len(extractors)} --features and no CLIP among them", expected="at least a folder of CLIP")

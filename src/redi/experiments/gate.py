@@ -102,7 +102,7 @@ def _outcome(laboratory: Laboratory, recording: Recording, replicate: int) -> Ou
         for step in recording.value_steps
     }
     measured = Measurements(
-        _scores_at_key(laboratory, recording, replicate),
+        scores_at_key(laboratory, recording, replicate),
         {step: np.linalg.norm(made.features - full.features, axis=1) for step, made in jumped.items()},
         {step: float(made.calls[0]) for step, made in jumped.items()},
         float(full.calls[0]),
@@ -113,7 +113,7 @@ def _outcome(laboratory: Laboratory, recording: Recording, replicate: int) -> Ou
     return Outcome(measured, {step: right & (made.faithful["all"] == 0) for step, made in jumped.items()})
 
 
-def _scores_at_key(laboratory: Laboratory, recording: Recording, replicate: int) -> dict[str, _Numbers]:
+def scores_at_key(laboratory: Laboratory, recording: Recording, replicate: int) -> dict[str, _Numbers]:
     """Return what a gate can look at for each prompt (n), as the engine would compute it."""
     base, rule = laboratory.base(recording, replicate), combiner(_WEIGHTS)
     key_step = recording.key_steps[-1]

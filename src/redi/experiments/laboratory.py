@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -188,7 +189,7 @@ class Laboratory:
         path = self.folder / "reference" / f"{name}.npy"
         if not path.exists():
             found, some = [], self.subject.reference(self.scale.reference)
-            while part := [picture for picture, _ in zip(some, range(_PART), strict=False)]:
+            while part := list(itertools.islice(some, _PART)):
                 found.append(self.subject.features(part))
             write_array(path, np.concatenate(found))
         return Reference(np.load(path))

@@ -10,6 +10,7 @@ from typing import Any
 
 from redi.errors import InputError
 from redi.experiments.bound_section import bound_section
+from redi.experiments.breaks_section import breaks_section
 from redi.experiments.defaults_section import defaults_section
 from redi.experiments.estimates_section import estimates_section
 from redi.experiments.figure6_section import figure6_section
@@ -222,6 +223,7 @@ SECTIONS: Mapping[str, Callable[[Mapping[str, Any], Path], str]] = {
     "estimates": estimates_section,
     "bound": bound_section,
     "gate": gate_section,
+    "breaks": breaks_section,
     "figure6": figure6_section,
     "styles": styles_section,
 }

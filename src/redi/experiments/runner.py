@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from redi.comparison import Column, page
 from redi.errors import InputError
 from redi.experiments.bound import run_bound
+from redi.experiments.breaks import run_breaks
 from redi.experiments.estimates import run_estimates
 from redi.experiments.figure6 import FIGURES, run_figure6
 from redi.experiments.gate import run_gate
@@ -161,7 +162,7 @@ def _sheet(study: Study, laboratory: Laboratory, made: dict[str, list[Samples]])
     return page(columns, labels, per_band=SHOWN, heading=study.title, least_side=_SIDE).quantize(_COLORS)
 
 
-OF_THE_MINIATURE = ("styles",)
+OF_THE_MINIATURE = ("styles", "breaks")
 """Experiments that ask its evaluator."""
 
 EXPERIMENTS: Mapping[str, Experiment] = {
@@ -170,6 +171,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "styles": run_styles,
     "bound": run_bound,
     "gate": run_gate,
+    "breaks": run_breaks,
     **{name: partial(run_figure6, name=name, figure=each) for name, each in FIGURES.items()},
 }
 """By name, in the order of the report."""

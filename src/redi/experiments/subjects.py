@@ -22,7 +22,7 @@ from redi.metrics.extractors import Extractor
 from redi.miniature.drawing import draw
 from redi.miniature.evaluation import bundled_evaluator
 from redi.miniature.quality import Faithfulness, faithful
-from redi.miniature.scenes import captioned_scenes, captions
+from redi.miniature.scenes import Description, captioned_scenes, captions
 from redi.pipelines import MINIATURE, default_guidance, load_pipeline, miniature_folder
 
 _BASE_SEED, _PROMPT_SEED, _REFERENCE_SEED = 3000, 4000, 5000
@@ -95,24 +95,25 @@ class Miniature:
 
     Args:
         extractor: Of features; by default the evaluator's own.
+        guidance: Guidance scale; by default the one it was trained for.
+        without: A kind of object that no base prompt names; by default bases name all.
     """
 
     extractor: Extractor | None = None
+    guidance: float | None = default_guidance(MINIATURE)
+    without: str | None = None
     model: str = field(default=MINIATURE, init=False)
     judges: bool = field(default=True, init=False)
 
-    @property
-    def guidance(self) -> float | None:
-        """The one it was trained for."""
-        return default_guidance(MINIATURE)
-
     @cached_property
     def weights(self) -> str:
-        """A short hash of the bundled weights, so that samples of other weights are never taken for these."""
+        """A short hash of the bundled weights, so that samples of other weights are never taken for these; with what
+        is not as usual after it."""
         digest = hashlib.sha256()
         for path in sorted(miniature_folder().rglob("*.safetensors")):
             digest.update(path.read_bytes())
-        return digest.hexdigest()[:12]
+        guided = "" if self.guidance == default_guidance(MINIATURE) else f" guidance {self.guidance}"
+        return f"{digest.hexdigest()[:12]}{guided}{f' without {self.without}' if self.without else ''}"
 
     @property
     def eyes(self) -> str:
@@ -141,10 +142,14 @@ class Miniature:
     def base_prompts(self, replicate: int, count: int, styles: bool) -> list[str]:
         """Return captions of the training half."""
         seed = _BASE_SEED + replicate
-        if styles:
+        if styles and self.without is None:
             return list(captions(count, seed=seed, held_out=False))
-        found = captions(2 * count + _SPARE, seed=seed, held_out=False)  # one in three has a style
-        return [text for text, asked in found.items() if asked.style is None][:count]
+        found = captions(2 * count + _SPARE, seed=seed, held_out=False)  # one in three has a style, one in six a kind
+        wanted = (text for text, asked in found.items() if (styles or asked.style is None) and not self._names(asked))
+        return list(itertools.islice(wanted, count))
+
+    def _names(self, asked: Description) -> bool:
+        return any(each.kind == self.without for each in asked.objects)
 
     def prompts(self, replicate: int, count: int) -> Mapping[str, Any]:
         """Return held-out captions and what they ask for."""

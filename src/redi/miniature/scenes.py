@@ -144,7 +144,7 @@ def captions(count: int, *, seed: int, held_out: bool, objects: int | None = Non
     """Return ``count`` different captions and what each one asks for; held-out ones say nothing a base caption says."""
     rng = np.random.default_rng([seed, int(held_out), 2])
     found: dict[str, Description] = {}
-    for description in descriptions(seed, held_out=held_out, objects=objects):
+    for description in descriptions(seed, held_out=held_out, objects=objects) if count else ():
         found.setdefault(caption(description, rng), description)
         if len(found) == count:
             return found

@@ -1,0 +1,270 @@
+"""Owns the study of where retrieval breaks, and the sheet of its worst pictures; must not know how it is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from redi.comparison import Column, page
+from redi.experiments.gate import scores_at_key
+from redi.experiments.laboratory import Laboratory
+from redi.experiments.sample_files import Samples
+from redi.experiments.sampling import Recording, fingerprint, plain, redi
+from redi.experiments.studies import SHORT
+from redi.experiments.subjects import Miniature
+from redi.generating import Generation, full, generate
+from redi.identity import library_versions
+from redi.knowledge_base import KnowledgeBase
+from redi.metrics import mean_interval
+from redi.miniature.scenes import Description
+from redi.results import write_json, write_picture
+from redi.retrieval import DEFAULT_WEIGHTS, combiner
+
+_QUERIES = 50
+"""Of each replicate, where a group needs runs of its own."""
+
+_VALUE_STEP = 7
+_GUIDANCES = (1.0, 2.0, 4.0, 7.0, 10.0)
+_SHARE, _SHARES = 0.25, (0.004, 0.016, 0.064, 0.25)
+_LACKING = "cat"
+_WORST = 20
+_SIDE, _COLORS = 96, 128
+_INFINITE = float("inf")
+_Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What became of some prompts (n): in full, when every picture jumps, and with the default gate.
+
+    Attributes:
+        right: By way, "full", "jump" and "gated": (n) 1 where the judge finds everything, else 0.
+        apart: By way, but "full": (n) distance of features to the run in full.
+        calls: By way: (n).
+    """
+
+    right: Mapping[str, _Numbers]
+    apart: Mapping[str, _Numbers]
+    calls: Mapping[str, _Numbers]
+
+    def part(self, places: Sequence[int] | NDArray[Any]) -> Outcome:
+        """Return that of the prompts at some places."""
+        return Outcome(*({way: each[places] for way, each in told.items()} for told in self._told()))
+
+    def _told(self) -> tuple[Mapping[str, _Numbers], ...]:
+        return self.right, self.apart, self.calls
+
+
+def run_breaks(
+    laboratory: Laboratory, results: Path, *, tell: Callable[[str], None], recording: Recording = SHORT
+) -> dict[str, Any]:
+    """Compare jumps with runs in full, paired, for prompts and bases that should be hard.
+
+    Args:
+        laboratory: Has the base and the prompts, of the bundled model.
+        results: Folder of the results.
+        tell: Told the cost first, then each figure as it comes.
+        recording: The base: jumps go from its last key step to the value step nearest to 7.
+
+    Returns:
+        What the JSON file holds.
+    """
+    scale, solver = laboratory.scale, recording.solver
+    key_step = recording.key_steps[-1]
+    value_step = min(recording.value_steps, key=lambda each: abs(each - _VALUE_STEP))
+    ways = {
+        "full": plain(solver.name, solver.steps, **dict(solver.settings)),
+        "jump": redi(recording, key_step, value_step, weights=DEFAULT_WEIGHTS),
+        "gated": redi(recording, key_step, value_step, weights=DEFAULT_WEIGHTS, quantile=0.9),
+    }
+    own = Recording(solver, (key_step,), (value_step,), share=_SHARE)
+    tell(f"breaks: {laboratory.bill(list(ways.values()))}; {_rest(laboratory, own):,} calls at most for other bases")
+    panels: dict[str, dict[str, list[Outcome]]] = {}
+    worst = []
+    for replicate in range(scale.replicates):
+        samples = {way: laboratory.sample(sampling, replicate) for way, sampling in ways.items()}
+        of_all, asked = _of_samples(samples), laboratory.prompts(replicate)
+        worst += _worst(of_all, asked, samples)
+        found = {
+            panel: {name: of_all.part(places) for name, places in groups.items()}
+            for panel, groups in _parts(laboratory, recording, replicate).items()
+        }
+        for panel, outcomes in (found | _others(laboratory, own, replicate)).items():
+            for name, outcome in outcomes.items():
+                panels.setdefault(panel, {}).setdefault(name, []).append(outcome)
+    rows = [_row(panel, name, found) for panel, groups in panels.items() for name, found in groups.items()]
+    for row in rows:
+        tell(f"{row['panel']}, {row['group']}: {row['difference']['value']:+.1%} faithful, n={row['n']}")
+    result = {
+        "study": "breaks",
+        "kind": "breaks",
+        "scale": asdict(scale),
+        "subject": laboratory.subject.told(),
+        "jump": ways["jump"].label,
+        "rule": repr(combiner(DEFAULT_WEIGHTS)),
+        "queries": min(_QUERIES, scale.prompts),
+        "share": _SHARE,
+        "lacking": _LACKING,
+        "versions": library_versions(),
+        "rows": rows,
+        "sheet": f"{scale.name}/breaks.png",
+    }
+    write_json(results / scale.name / "breaks.json", result)
+    write_picture(results / scale.name / "breaks.png", _sheet(worst))
+    return result
+
+
+def _parts(laboratory: Laboratory, recording: Recording, replicate: int) -> dict[str, dict[str, NDArray[np.intp]]]:
+    """Return places of the replicate's prompts, by panel and group."""
+    asked: list[Description] = list(laboratory.prompts(replicate).values())
+    distances = scores_at_key(laboratory, recording, replicate)["distance"]
+    order = np.argsort(distances, kind="stable")
+    quarters = dict(zip(("nearest", "second", "third", "farthest"), np.array_split(order, 4), strict=True))
+    return {
+        "objects": {f"{count}": _places(len(each.objects) == count for each in asked) for count in (1, 2, 3)},
+        "style": {
+            "none asked": _places(each.style is None for each in asked),
+            "one asked": _places(each.style is not None for each in asked),
+        },
+        "distance to the nearest entry": {f"{name} quarter": places for name, places in quarters.items()},
+    }
+
+
+def _others(laboratory: Laboratory, own: Recording, replicate: int) -> dict[str, dict[str, Outcome]]:
+    """Return outcomes on bases and wordings of their own, by panel and group."""
+    held_out: dict[str, Description] = dict(laboratory.prompts(replicate))
+    few = list(held_out.items())[:_QUERIES]
+    ask = partial(_compared, replicate=replicate)
+    lacking = [(text, asked) for text, asked in held_out.items() if any(o.kind == _LACKING for o in asked.objects)]
+    without = replace(laboratory, subject=Miniature(without=_LACKING))
+    least = 2 * laboratory.scale.noises / laboratory.scale.entries  # fewer have no distances for the gate
+    shares = dict.fromkeys(max(least, share) for share in _SHARES)
+    return {
+        "wording": {
+            "as in the base": ask(laboratory, own, few),
+            "a request around it": ask(laboratory, own, [(f"please draw me {text}, thank you", a) for text, a in few]),
+            "keywords": ask(laboratory, own, [(keywords(asked), asked) for _, asked in few]),
+        },
+        f"prompts with a {_LACKING}": {
+            "the base has some": ask(laboratory, own, lacking),
+            "the base has none": ask(without, own, lacking),
+        },
+        "entries of the base": {
+            str(round(share * laboratory.scale.entries)): ask(laboratory, replace(own, share=share), few)
+            for share in shares
+        },
+        "guidance": {
+            f"{each:g}": ask(replace(laboratory, subject=Miniature(guidance=each)), own, few) for each in _GUIDANCES
+        },
+    }
+
+
+def keywords(asked: Description) -> str:
+    """Return what a caption asks for as people write it who think of search engines."""
+    parts = [" ".join(filter(None, (each.size, each.color, each.kind))) for each in asked.objects]
+    return ", ".join([*parts, *filter(None, (asked.relation, asked.background, asked.style))])
+
+
+def _compared(
+    laboratory: Laboratory, recording: Recording, asked: Sequence[tuple[str, Description]], *, replicate: int
+) -> Outcome:
+    """Run prompts in full, jumping, and with the default gate, on a recording's base."""
+    prompts, noise_ids = [text for text, _ in asked], laboratory.noise_ids(len(asked))
+    subject, told = laboratory.subject, {str(place): each for place, (_, each) in enumerate(asked)}
+    key = fingerprint(prompts)
+    open_gate, gate = {"max_distance": _INFINITE}, {"quantile": 0.9}
+    jump = partial(_jump, prompts=prompts, noise_ids=noise_ids)
+    makers = {
+        "full": partial(_full, prompts=prompts, noise_ids=noise_ids),
+        "jump": partial(jump, options=open_gate),
+        "gated": partial(jump, options=gate),
+    }
+    rule = repr(combiner(DEFAULT_WEIGHTS))
+    made = {
+        way: laboratory.pictures(recording, replicate, f"breaks {way} {key} {rule if way != 'full' else ''}", make)
+        for way, make in makers.items()
+    }
+    pictures = {way: [Image.fromarray(each) for each in found.pictures] for way, found in made.items()}
+    features = {way: subject.features(each) for way, each in pictures.items()}
+    return Outcome(
+        {way: subject.judge(told, each)["all"] for way, each in pictures.items()},
+        {way: np.linalg.norm(features[way] - features["full"], axis=1) for way in ("jump", "gated")},
+        {way: each.calls for way, each in made.items()},
+    )
+
+
+def _of_samples(samples: Mapping[str, Samples]) -> Outcome:
+    return Outcome(
+        {way: each.faithful["all"] for way, each in samples.items()},
+        {way: np.linalg.norm(samples[way].features - samples["full"].features, axis=1) for way in ("jump", "gated")},
+        {way: each.calls for way, each in samples.items()},
+    )
+
+
+def _full(pipe: Any, base: KnowledgeBase, *, prompts: Sequence[str], noise_ids: Sequence[int]) -> list[Generation]:
+    return full(pipe, base, prompts, noise_ids=noise_ids, progress=False)
+
+
+def _jump(
+    pipe: Any, base: KnowledgeBase, *, prompts: Sequence[str], noise_ids: Sequence[int], options: Mapping[str, Any]
+) -> list[Generation]:
+    return generate(pipe, base, prompts, noise_ids=noise_ids, progress=False, weights=DEFAULT_WEIGHTS, **options)
+
+
+def _row(panel: str, name: str, found: Sequence[Outcome]) -> dict[str, Any]:
+    right = {way: np.concatenate([each.right[way] for each in found]) for way in ("full", "jump", "gated")}
+    apart = {way: np.concatenate([each.apart[way] for each in found]) for way in ("jump", "gated")}
+    calls = {way: np.concatenate([each.calls[way] for each in found]) for way in ("full", "jump", "gated")}
+    return {
+        "panel": panel,
+        "group": name,
+        "n": len(right["full"]),
+        "full": float(right["full"].mean()),
+        "jump": float(right["jump"].mean()),
+        "difference": asdict(mean_interval(right["jump"] - right["full"])),
+        "closeness": asdict(mean_interval(apart["jump"])),
+        "gated": float(right["gated"].mean()),
+        "gated_difference": asdict(mean_interval(right["gated"] - right["full"])),
+        "gated_closeness": asdict(mean_interval(apart["gated"])),
+        "calls": {way: float(each.mean()) for way, each in calls.items()},
+    }
+
+
+def _places(told: Iterable[bool]) -> NDArray[np.intp]:
+    return np.flatnonzero(list(told))
+
+
+def _rest(laboratory: Laboratory, own: Recording) -> int:
+    """Return at most how many calls bases and runs of their own take."""
+    scale, steps, last = laboratory.scale, own.solver.steps, max(own.value_steps)
+    bases = (len(_GUIDANCES) + 1) * _SHARE + sum(_SHARES)
+    groups = 3 + 2 + len(_SHARES) + len(_GUIDANCES)
+    return round(scale.replicates * (bases * scale.entries * last + groups * _QUERIES * 3 * steps))
+
+
+def _worst(
+    found: Outcome, asked: Mapping[str, Description], samples: Mapping[str, Samples]
+) -> list[tuple[float, Column]]:
+    """Return the replicate's pictures that are farthest from their run in full, each with its distance."""
+    prompts, apart = list(asked), found.apart["jump"]
+    words = {0.0: "wrong", 1.0: "right"}
+    columns = []
+    for place in np.argsort(-apart, kind="stable")[:_WORST]:
+        pictures = tuple(Image.fromarray(samples[way].pictures[place]) for way in ("full", "jump"))
+        full, jump = (words[found.right[way][place]] for way in ("full", "jump"))
+        column = Column(prompts[place], pictures, (full, f"{jump}, {apart[place]:.1f} away"))
+        columns.append((float(apart[place]), column))
+    return columns
+
+
+def _sheet(worst: Sequence[tuple[float, Column]]) -> Image.Image:
+    ranked = [column for _, column in sorted(worst, key=lambda each: -each[0])[:_WORST]]
+    heading = f"The {len(ranked)} pictures farthest from their run in full"
+    return page(ranked, ["full", "ReDi"], per_band=5, heading=heading, least_side=_SIDE).quantize(_COLORS)

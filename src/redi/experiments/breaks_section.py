@@ -1,0 +1,54 @@
+"""Owns the report's section on where retrieval breaks, from the result's JSON; must not know how it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def breaks_section(result: Mapping[str, Any], images: Path) -> str:
+    """Return the section; its sheet lies with the results."""
+    scale = result["scale"]
+    entries = round(result["share"] * scale["entries"])
+    lines = [
+        f"## Where it breaks ({result['jump']})",
+        "",
+        f"Against the run in full of the same prompts from the same noises, {scale['replicates']} banks. Objects, "
+        f"style and distance part the {scale['prompts']} held-out prompts of each bank, with {scale['entries']} "
+        f"entries; the other panels have {entries} entries and the first {result['queries']} prompts of each. *From "
+        "full* is the distance of features to the run in full. *Gated* is the same with the default gate, where a "
+        "picture may run in full. - marks what is worse than the run in full outside the interval.",
+        "",
+        "| panel | group | n | full | jump | difference | from full | gated | from full | calls |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in result["rows"]:
+        cells = (
+            row["panel"],
+            row["group"],
+            f"{row['n']}",
+            f"{row['full']:.1%}",
+            f"{row['jump']:.1%}",
+            _difference(row["difference"]),
+            _distance(row["closeness"]),
+            f"{row['gated']:.1%}{' -' if row['gated_difference']['high'] < 0 else ''}",
+            _distance(row["gated_closeness"]),
+            f"{row['calls']['gated']:.1f} of {row['calls']['full']:.0f}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    broken = [row for row in result["rows"] if row["difference"]["high"] < 0]
+    broken.sort(key=lambda row: row["difference"]["value"])
+    worst = "; ".join(f"{row['panel']}: {row['group']} ({row['difference']['value']:+.1%})" for row in broken[:5])
+    kept = [row for row in broken if row["gated_difference"]["high"] >= 0]
+    said = f"Fewer right pictures, outside the interval, in {len(broken)} of {len(result['rows'])} groups"
+    said += f", most in {worst}. With the gate it is no difference in {len(kept)} of them." if broken else "."
+    return "\n".join([*lines, "", said, "", f"![The worst pictures](../results/{result['sheet']})\n"])
+
+
+def _difference(found: Mapping[str, float]) -> str:
+    return f"{found['value']:+.1%} [{found['low']:+.1%}, {found['high']:+.1%}]{' -' if found['high'] < 0 else ''}"
+
+
+def _distance(found: Mapping[str, float]) -> str:
+    return f"{found['value']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"

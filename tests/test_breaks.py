@@ -1,0 +1,86 @@
+"""Claims about the study of where it breaks: groups that part the prompts, bases that lack a kind, pairs, a page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from redi.experiments.breaks import Outcome, _parts, _row, keywords, run_breaks
+from redi.experiments.laboratory import Laboratory
+from redi.experiments.report import write_report
+from redi.experiments.sampling import Recording, Scale, Solver
+from redi.experiments.subjects import Miniature
+from redi.miniature.scenes import Description, ObjectDescription
+from redi.miniature.vocabulary import KINDS
+
+TINY = Scale("tiny", prompts=16, entries=64, noises=2, replicates=1, reference=60)
+RECORDING = Recording(Solver("dpm", 4), (1,), (2, 3))
+
+
+@pytest.fixture(scope="module")
+def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Laboratory:
+    return Laboratory(tmp_path_factory.mktemp("work"), TINY, "cpu", batch_size=16)
+
+
+@pytest.fixture(scope="module")
+def results(laboratory: Laboratory, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("results")
+    run_breaks(laboratory, folder, tell=lambda line: None, recording=RECORDING)
+    return folder
+
+
+def test_every_panel_parts_the_prompts(laboratory: Laboratory, results: Path) -> None:
+    asked = list(laboratory.prompts(0).values())
+    for groups in _parts(laboratory, RECORDING, 0).values():
+        assert sorted(np.concatenate(list(groups.values()))) == list(range(16))
+    counts = _parts(laboratory, RECORDING, 0)["objects"]
+    assert all(len(asked[place].objects) == int(name) for name, places in counts.items() for place in places)
+
+
+def test_a_base_without_a_kind_has_as_many_entries_and_none_of_that_kind() -> None:
+    whole, without = Miniature(), Miniature(without="cat")
+    names = KINDS["cat"]
+    assert any(name in text for text in whole.base_prompts(0, 100, True) for name in names)
+    lacking = without.base_prompts(0, 100, True)
+    assert len(lacking) == 100
+    assert not any(name in text for text in lacking for name in names)
+    assert len({each.weights for each in (whole, without, Miniature(guidance=4.0))}) == 3
+    assert Miniature(guidance=2.0).weights == whole.weights, "what is as usual is kept under the usual name"
+
+
+def test_results_and_page_tell_every_group(results: Path, tmp_path: Path) -> None:
+    found = json.loads((results / "tiny" / "breaks.json").read_text())
+    rows = {(row["panel"], row["group"]): row for row in found["rows"]}
+    assert {("entries of the base", "16"), ("guidance", "2"), ("wording", "keywords")} <= rows.keys()
+    assert rows["style", "none asked"]["n"] + rows["style", "one asked"]["n"] == 16
+    same = rows["wording", "as in the base"], rows["guidance", "2"], rows["entries of the base", "16"]
+    assert len({json.dumps(row["difference"]) for row in same}) == 1, "the same runs"
+    assert rows["wording", "as in the base"]["calls"]["jump"] == 2
+    assert 2 <= rows["wording", "as in the base"]["calls"]["gated"] <= 4
+    assert rows["wording", "keywords"]["n"] == 16
+    page = write_report(results, tmp_path / "results.md", scale="tiny")
+    assert "## Where it breaks (ReDi dpm-4 1->3 kriging)" in page
+    assert (results / "tiny" / "breaks.png").stat().st_size > 1000
+
+
+def test_differences_are_of_pairs_over_all_replicates() -> None:
+    right = np.tile([1.0, 0.0], 50)
+    one = Outcome(
+        {"full": right, "jump": np.where(np.arange(100) < 10, 0.0, right), "gated": right},
+        {"jump": np.ones(100), "gated": np.zeros(100)},
+        {"full": np.full(100, 10.0), "jump": np.full(100, 6.0), "gated": np.full(100, 7.0)},
+    )
+    row = _row("panel", "group", [one, one])
+    assert row["n"] == 200
+    assert row["difference"]["value"] == pytest.approx(-0.05)
+    assert row["difference"]["high"] < 0
+    assert row["gated_difference"]["high"] == row["gated_closeness"]["value"] == 0
+    assert len(one.part([1, 2]).right["full"]) == 2
+
+
+def test_keywords_say_all_that_is_asked_for() -> None:
+    asked = Description((ObjectDescription("cat", "red", "small"), ObjectDescription("car", "blue")), "above", "sea")
+    assert keywords(asked) == "small red cat, blue car, above, sea"
