@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from redi.experiments import breaks
 from redi.experiments.breaks import Outcome, _parts, _row, keywords, run_breaks
 from redi.experiments.laboratory import Laboratory
 from redi.experiments.report import write_report
@@ -28,7 +29,10 @@ def laboratory(tmp_path_factory: pytest.TempPathFactory) -> Laboratory:
 @pytest.fixture(scope="module")
 def results(laboratory: Laboratory, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("results")
-    run_breaks(laboratory, folder, tell=lambda line: None, recording=RECORDING)
+    with pytest.MonkeyPatch.context() as fewer:
+        fewer.setattr(breaks, "_GUIDANCES", (1.0, 2.0))
+        fewer.setattr(breaks, "_SHARES", (0.004, 0.25))
+        run_breaks(laboratory, folder, tell=lambda line: None, recording=RECORDING)
     return folder
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from redi.errors import InputError
+from redi.experiments.bank_section import bank_section
 from redi.experiments.bound_section import bound_section
 from redi.experiments.breaks_section import breaks_section
 from redi.experiments.defaults_section import defaults_section
@@ -223,6 +224,7 @@ SECTIONS: Mapping[str, Callable[[Mapping[str, Any], Path], str]] = {
     "estimates": estimates_section,
     "bound": bound_section,
     "gate": gate_section,
+    "bank": bank_section,
     "breaks": breaks_section,
     "figure6": figure6_section,
     "styles": styles_section,

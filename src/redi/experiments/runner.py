@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from redi.comparison import Column, page
 from redi.errors import InputError
+from redi.experiments.bank import run_bank
 from redi.experiments.bound import run_bound
 from redi.experiments.breaks import run_breaks
 from redi.experiments.estimates import run_estimates
@@ -171,6 +172,7 @@ EXPERIMENTS: Mapping[str, Experiment] = {
     "styles": run_styles,
     "bound": run_bound,
     "gate": run_gate,
+    "bank": run_bank,
     "breaks": run_breaks,
     **{name: partial(run_figure6, name=name, figure=each) for name, each in FIGURES.items()},
 }

@@ -1,0 +1,84 @@
+"""Owns the report's section on noises and entries of a bank, from the result's JSON; must not know how it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from redi.results import write_file
+
+
+def bank_section(result: Mapping[str, Any], images: Path) -> str:
+    """Return the section, and draw its plot."""
+    image = images / "results-bank.svg"
+    write_file(image, _plot(result))
+    scale, rule = result["scale"], result["fit"]
+    lines = [
+        f"## How many noises, how many entries ({result['jump']})",
+        "",
+        f"{scale['replicates']} banks of each size, {scale['entries']} entries, {scale['prompts']} held-out prompts "
+        f"each; pictures of {result['queries']} prompts in all. *Loss* is the distance of the estimated x_v to that of "
+        "the run in full, as a share of what the mean of the noise's values has. *Of other noises* looks at entries of "
+        "every noise but the prompt's own, which is all that independent noises leave.",
+        "",
+        "| noises | entries of each | nearest key | loss | faithful | from full |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in result["rows"]:
+        cells = (
+            f"{row['noises']}",
+            f"{row['entries']} of other noises" if row["alien"] else f"{row['entries']}",
+            _interval(row["nearest"], ".1f"),
+            _interval(row["loss"], ".3f"),
+            _interval(row["faithfulness"], ".1%"),
+            _interval(row["closeness"], ".2f"),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    asked = {loss: _interval(found, ".0f") for loss, found in rule["needed"].items()}
+    needed = "; ".join(f"{loss}: {told}" for loss, told in asked.items())
+    said = (
+        f"Whatever the bank, loss = {rule['a']:.2f} n^-{rule['b']['value']:.3f} "
+        f"[{rule['b']['low']:.3f}, {rule['b']['high']:.3f}], n entries of each noise; no point is farther from it than "
+        f"{rule['off']:.0%}. Entries of each noise for a loss of {needed}; beyond {_most(result)} that is "
+        "extrapolated. A bank of M noises needs M times as many."
+    )
+    return "\n".join([*lines, "", said, "", f"![Loss over entries of each noise](images/{image.name})\n"])
+
+
+def _most(result: Mapping[str, Any]) -> int:
+    return max(int(row["entries"]) for row in result["rows"] if not row["alien"])
+
+
+def _interval(found: Mapping[str, float], form: str) -> str:
+    return f"{found['value']:{form}} [{found['low']:{form}}, {found['high']:{form}}]"
+
+
+def _plot(result: Mapping[str, Any]) -> bytes:
+    """Draw loss and faithfulness over entries of each noise, a line for each bank, and quality over loss; the same
+    bytes for the same results."""
+    from io import BytesIO
+
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    rows = [row for row in result["rows"] if not row["alien"]]
+    with mpl.rc_context({"svg.hashsalt": "redi", "svg.fonttype": "none"}):
+        figure = Figure(figsize=(11, 4), layout="constrained")
+        axes: Any = figure.subplots(1, 3)
+        for noises in sorted({row["noises"] for row in rows}):
+            own = [row for row in rows if row["noises"] == noises]
+            counts = [row["entries"] for row in own]
+            for axis, measure in zip(axes, ("loss", "faithfulness"), strict=False):
+                axis.plot(counts, [row[measure]["value"] for row in own], "o-", label=f"{noises} noises")
+        counts = sorted({row["entries"] for row in rows})
+        rule = result["fit"]
+        axes[0].plot(counts, [rule["a"] * count ** -rule["b"]["value"] for count in counts], "k--", label="rule")
+        axes[2].plot([row["loss"]["value"] for row in rows], [row["closeness"]["value"] for row in rows], "o")
+        axes[0].set(xlabel="entries of each noise", ylabel="loss at x_v", xscale="log", yscale="log")
+        axes[1].set(xlabel="entries of each noise", ylabel="faithful", xscale="log")
+        axes[2].set(xlabel="loss at x_v", ylabel="distance to the full run")
+        axes[0].legend(fontsize=7)
+        buffer = BytesIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
