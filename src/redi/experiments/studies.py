@@ -57,7 +57,7 @@ SHORTEST = Recording(Solver("dpm", 5), (1, 2), (3, 4))
 SHORT = Recording(Solver("dpm", 10), (1, 2, 3), (4, 5, 6, 7, 8, 9))
 _EVEN: dict[str, bool] = {}
 _KARRAS, _LOG_SNR = {"use_karras_sigmas": True}, {"use_lu_lambdas": True}
-_FEW = (3, 4, 5, 6, 8, 10)
+_FEW = (3, 4, 5, 6, 7, 8, 10)
 
 
 def table1() -> Study:
@@ -120,7 +120,7 @@ def rivals() -> Study:
     plains += [plain(name, calls) for name in ("ddim", "euler", "deis") for calls in _FEW]
     plains += [plain("dpm", calls, solver_order=3) for calls in _FEW]
     # What they cost besides: PNDM one call more than its steps, Heun nearly twice as many.
-    plains += [plain("pndm", calls - 1) for calls in (4, 5, 6, 8, 10)]
+    plains += [plain("pndm", calls - 1) for calls in _FEW[1:]]
     plains += [plain("heun", (calls + 1) // 2) for calls in (3, 5, 7, 9)]
     jumps = []
     for spacing in (_EVEN, _LOG_SNR):
