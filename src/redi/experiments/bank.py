@@ -73,8 +73,9 @@ def run_bank(
     Returns:
         What the JSON file holds.
     """
-    scale, solver, ((value_step,)) = laboratory.scale, recording.solver, recording.value_steps
-    jump = redi(recording, recording.key_steps[0], value_step, weights=DEFAULT_WEIGHTS)
+    scale, solver = laboratory.scale, recording.solver
+    ((key_step,), (value_step,)) = recording.key_steps, recording.value_steps
+    jump = redi(recording, key_step, value_step, weights=DEFAULT_WEIGHTS)
     full = plain(solver.name, solver.steps, **dict(solver.settings))
     banks = [each for each in NOISES if _FEWEST * each <= scale.entries]
     built = len(banks) * scale.replicates * (scale.entries + scale.prompts) * value_step
@@ -83,7 +84,8 @@ def run_bank(
     fits: list[list[Point]] = []
     for noises in banks:
         own = replace(laboratory, scale=replace(scale, noises=noises))
-        found = [_points(own, recording, replicate) for replicate in range(scale.replicates)]
+        alien = noises == max(banks) > 1
+        found = [_points(own, recording, replicate, alien=alien) for replicate in range(scale.replicates)]
         for points in zip(*found, strict=True):
             rows.append(_row(own, points, jump, full))
             tell(
@@ -108,8 +110,8 @@ def run_bank(
     return result
 
 
-def _points(laboratory: Laboratory, recording: Recording, replicate: int) -> list[Point]:
-    """Return the replicate's points, by rising entries; of the largest bank also that of alien noises."""
+def _points(laboratory: Laboratory, recording: Recording, replicate: int, *, alien: bool = False) -> list[Point]:
+    """Return the replicate's points, by rising entries, and last, if wanted, that of alien noises."""
     noises, ((key_step,), (value_step,)) = laboratory.scale.noises, (recording.key_steps, recording.value_steps)
     queries, truth = (each.flatten(1) for each in laboratory.latents(recording, replicate, (key_step, value_step)))
     base = laboratory.base(recording, replicate)
@@ -119,12 +121,12 @@ def _points(laboratory: Laboratory, recording: Recording, replicate: int) -> lis
     means = torch.stack([values[rows].flatten(1).mean(0) for rows in own])
     unit = float((means[of_query] - truth).norm(dim=1).mean())
     rows_of = [(count, False, [rows[:count] for rows in own]) for count in _counts(min(map(len, own)))]
-    if noises == NOISES[-1]:
+    if alien:
         others = [np.flatnonzero(of_entry != noise) for noise in range(noises)]
         rows_of.append((min(map(len, others)), True, others))
     rule = combiner(DEFAULT_WEIGHTS)
     found = []
-    for count, alien, rows in rows_of:
+    for count, of_others, rows in rows_of:
         estimate, nearest = torch.empty(len(queries), *values.shape[1:]), np.empty(len(queries))
         for place, query in enumerate(queries):
             few = rows[of_query[place]]
@@ -133,7 +135,7 @@ def _points(laboratory: Laboratory, recording: Recording, replicate: int) -> lis
             nearest[place] = float(apart.min())
             estimate[place] = rule.combine(query.view(keys.shape[1:]), keys[near], values[near]).values
         distances = (estimate.flatten(1) - truth).norm(dim=1).double().numpy()
-        found.append(Point(noises, count, alien, estimate, nearest, distances, unit))
+        found.append(Point(noises, count, of_others, estimate, nearest, distances, unit))
     return found
 
 
@@ -165,9 +167,7 @@ def fit(points: Sequence[Sequence[Point]]) -> dict[str, Any]:
     """Return the rule through points, each of all replicates: ``a``, ``b`` with its interval over queries, how far the
     points are from it at most (a share of their loss), and the entries of a noise for some losses."""
     counts = np.log([each[0].entries for each in points])
-    banks = {each.noises: len(each.apart) for replicates in points for each in replicates}
-    size = min(banks.values())
-    losses = np.stack([np.concatenate([each.apart[:size] / each.unit for each in replicates]) for replicates in points])
+    losses = np.stack([np.concatenate([each.apart / each.unit for each in replicates]) for replicates in points])
 
     def line(places: NDArray[np.intp]) -> tuple[float, float]:
         slope, start = np.polyfit(counts, np.log(losses[:, places].mean(1)), 1)

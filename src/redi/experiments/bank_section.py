@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from redi.experiments.plots import plotted
 from redi.results import write_file
 
 
 def bank_section(result: Mapping[str, Any], images: Path) -> str:
     """Return the section, and draw its plot."""
     image = images / "results-bank.svg"
-    write_file(image, _plot(result))
+    write_file(image, plotted(partial(_draw, result), size=(11, 4)))
     scale, rule = result["scale"], result["fit"]
     lines = [
         f"## How many noises, how many entries ({result['jump']})",
@@ -54,31 +56,20 @@ def _interval(found: Mapping[str, float], form: str) -> str:
     return f"{found['value']:{form}} [{found['low']:{form}}, {found['high']:{form}}]"
 
 
-def _plot(result: Mapping[str, Any]) -> bytes:
-    """Draw loss and faithfulness over entries of each noise, a line for each bank, and quality over loss; the same
-    bytes for the same results."""
-    from io import BytesIO
-
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
+def _draw(result: Mapping[str, Any], figure: Any) -> None:
+    """Draw loss and faithfulness over entries of each noise, a line for each bank, and quality over loss."""
     rows = [row for row in result["rows"] if not row["alien"]]
-    with mpl.rc_context({"svg.hashsalt": "redi", "svg.fonttype": "none"}):
-        figure = Figure(figsize=(11, 4), layout="constrained")
-        axes: Any = figure.subplots(1, 3)
-        for noises in sorted({row["noises"] for row in rows}):
-            own = [row for row in rows if row["noises"] == noises]
-            counts = [row["entries"] for row in own]
-            for axis, measure in zip(axes, ("loss", "faithfulness"), strict=False):
-                axis.plot(counts, [row[measure]["value"] for row in own], "o-", label=f"{noises} noises")
-        counts = sorted({row["entries"] for row in rows})
-        rule = result["fit"]
-        axes[0].plot(counts, [rule["a"] * count ** -rule["b"]["value"] for count in counts], "k--", label="rule")
-        axes[2].plot([row["loss"]["value"] for row in rows], [row["closeness"]["value"] for row in rows], "o")
-        axes[0].set(xlabel="entries of each noise", ylabel="loss at x_v", xscale="log", yscale="log")
-        axes[1].set(xlabel="entries of each noise", ylabel="faithful", xscale="log")
-        axes[2].set(xlabel="loss at x_v", ylabel="distance to the full run")
-        axes[0].legend(fontsize=7)
-        buffer = BytesIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()
+    axes: Any = figure.subplots(1, 3)
+    for noises in sorted({row["noises"] for row in rows}):
+        own = [row for row in rows if row["noises"] == noises]
+        counts = [row["entries"] for row in own]
+        for axis, measure in zip(axes, ("loss", "faithfulness"), strict=False):
+            axis.plot(counts, [row[measure]["value"] for row in own], "o-", label=f"{noises} noises")
+    counts = sorted({row["entries"] for row in rows})
+    rule = result["fit"]
+    axes[0].plot(counts, [rule["a"] * count ** -rule["b"]["value"] for count in counts], "k--", label="rule")
+    axes[2].plot([row["loss"]["value"] for row in rows], [row["closeness"]["value"] for row in rows], "o")
+    axes[0].set(xlabel="entries of each noise", ylabel="loss at x_v", xscale="log", yscale="log")
+    axes[1].set(xlabel="entries of each noise", ylabel="faithful", xscale="log")
+    axes[2].set(xlabel="loss at x_v", ylabel="distance to the full run")
+    axes[0].legend(fontsize=7)

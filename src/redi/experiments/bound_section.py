@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from redi.experiments.plots import plotted
 from redi.results import write_file
 
 _BOUND = "L of each step, and mu"
@@ -16,7 +18,7 @@ _VACUOUS = 10
 def bound_section(result: Mapping[str, Any], images: Path) -> str:
     """Return the section, and draw its plot."""
     image = images / "results-bound.svg"
-    write_file(image, _plot(result))
+    write_file(image, plotted(partial(_draw, result), size=(11, 4)))
     rates, gaps, clock = result["rate"], result["gap"], result["clock"]
     lines = [
         f"## Section 5: the error bound ({result['solver']}, key after {result['key_step']})",
@@ -59,25 +61,15 @@ def _verdict(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return said
 
 
-def _plot(result: Mapping[str, Any]) -> bytes:
-    """Draw observed over predicted distance, a panel for each predictor; the same bytes for the same results."""
-    from io import BytesIO
-
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    with mpl.rc_context({"svg.hashsalt": "redi", "svg.fonttype": "none"}):
-        figure = Figure(figsize=(11, 4), layout="constrained")
-        axes: Any = figure.subplots(1, len(_PLOTTED), sharey=True)
-        for axis, name in zip(axes, _PLOTTED, strict=True):
-            rows = [row for row in result["rows"] if row["predictor"] == name]
-            for row in rows:
-                axis.plot(row["predicted"], row["observed"], ".", label=f"v = {row['value_step']}")
-            ends = [numbers(row["observed"]) for row in rows for numbers in (min, max)]
-            axis.plot([min(ends), max(ends)], [min(ends), max(ends)], color="black", linewidth=1, label="equal")
-            axis.set(xlabel=name, xscale="log", yscale="log")
-        axes[0].set(ylabel="observed distance at v")
-        axes[0].legend(fontsize=7)
-        buffer = BytesIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()
+def _draw(result: Mapping[str, Any], figure: Any) -> None:
+    """Draw observed over predicted distance, a panel for each predictor."""
+    axes: Any = figure.subplots(1, len(_PLOTTED), sharey=True)
+    for axis, name in zip(axes, _PLOTTED, strict=True):
+        rows = [row for row in result["rows"] if row["predictor"] == name]
+        for row in rows:
+            axis.plot(row["predicted"], row["observed"], ".", label=f"v = {row['value_step']}")
+        ends = [numbers(row["observed"]) for row in rows for numbers in (min, max)]
+        axis.plot([min(ends), max(ends)], [min(ends), max(ends)], color="black", linewidth=1, label="equal")
+        axis.set(xlabel=name, xscale="log", yscale="log")
+    axes[0].set(ylabel="observed distance at v")
+    axes[0].legend(fontsize=7)

@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from redi.comparison import Column, page
+from redi.enabling import DEFAULT_QUANTILE
 from redi.experiments.gate import scores_at_key
 from redi.experiments.laboratory import Laboratory
 from redi.experiments.sample_files import Samples
 from redi.experiments.sampling import Recording, fingerprint, plain, redi
 from redi.experiments.studies import SHORT
 from redi.experiments.subjects import Miniature
-from redi.generating import Generation, full, generate
+from redi.generating import full, generate
 from redi.identity import library_versions
-from redi.knowledge_base import KnowledgeBase
 from redi.metrics import mean_interval
 from redi.miniature.scenes import Description
 from redi.results import write_json, write_picture
@@ -54,12 +54,10 @@ class Outcome:
     apart: Mapping[str, _Numbers]
     calls: Mapping[str, _Numbers]
 
-    def part(self, places: Sequence[int] | NDArray[Any]) -> Outcome:
+    def part(self, places: NDArray[np.intp]) -> Outcome:
         """Return that of the prompts at some places."""
-        return Outcome(*({way: each[places] for way, each in told.items()} for told in self._told()))
-
-    def _told(self) -> tuple[Mapping[str, _Numbers], ...]:
-        return self.right, self.apart, self.calls
+        told = (self.right, self.apart, self.calls)
+        return Outcome(*({way: each[places] for way, each in one.items()} for one in told))
 
 
 def run_breaks(
@@ -82,7 +80,7 @@ def run_breaks(
     ways = {
         "full": plain(solver.name, solver.steps, **dict(solver.settings)),
         "jump": redi(recording, key_step, value_step, weights=DEFAULT_WEIGHTS),
-        "gated": redi(recording, key_step, value_step, weights=DEFAULT_WEIGHTS, quantile=0.9),
+        "gated": redi(recording, key_step, value_step, weights=DEFAULT_WEIGHTS, quantile=DEFAULT_QUANTILE),
     }
     own = Recording(solver, (key_step,), (value_step,), share=_SHARE)
     tell(f"breaks: {laboratory.bill(list(ways.values()))}; {_rest(laboratory, own):,} calls at most for other bases")
@@ -179,12 +177,11 @@ def _compared(
     prompts, noise_ids = [text for text, _ in asked], laboratory.noise_ids(len(asked))
     subject, told = laboratory.subject, {str(place): each for place, (_, each) in enumerate(asked)}
     key = fingerprint(prompts)
-    open_gate, gate = {"max_distance": _INFINITE}, {"quantile": 0.9}
-    jump = partial(_jump, prompts=prompts, noise_ids=noise_ids)
+    jump = partial(generate, prompts=prompts, noise_ids=noise_ids, progress=False, weights=DEFAULT_WEIGHTS)
     makers = {
-        "full": partial(_full, prompts=prompts, noise_ids=noise_ids),
-        "jump": partial(jump, options=open_gate),
-        "gated": partial(jump, options=gate),
+        "full": partial(full, prompts=prompts, noise_ids=noise_ids, progress=False),
+        "jump": partial(jump, max_distance=_INFINITE),
+        "gated": partial(jump, quantile=DEFAULT_QUANTILE),
     }
     rule = repr(combiner(DEFAULT_WEIGHTS))
     made = {
@@ -192,30 +189,24 @@ def _compared(
         for way, make in makers.items()
     }
     pictures = {way: [Image.fromarray(each) for each in found.pictures] for way, found in made.items()}
-    features = {way: subject.features(each) for way, each in pictures.items()}
-    return Outcome(
+    return _outcome(
         {way: subject.judge(told, each)["all"] for way, each in pictures.items()},
-        {way: np.linalg.norm(features[way] - features["full"], axis=1) for way in ("jump", "gated")},
+        {way: subject.features(each) for way, each in pictures.items()},
         {way: each.calls for way, each in made.items()},
     )
 
 
 def _of_samples(samples: Mapping[str, Samples]) -> Outcome:
-    return Outcome(
+    return _outcome(
         {way: each.faithful["all"] for way, each in samples.items()},
-        {way: np.linalg.norm(samples[way].features - samples["full"].features, axis=1) for way in ("jump", "gated")},
+        {way: each.features for way, each in samples.items()},
         {way: each.calls for way, each in samples.items()},
     )
 
 
-def _full(pipe: Any, base: KnowledgeBase, *, prompts: Sequence[str], noise_ids: Sequence[int]) -> list[Generation]:
-    return full(pipe, base, prompts, noise_ids=noise_ids, progress=False)
-
-
-def _jump(
-    pipe: Any, base: KnowledgeBase, *, prompts: Sequence[str], noise_ids: Sequence[int], options: Mapping[str, Any]
-) -> list[Generation]:
-    return generate(pipe, base, prompts, noise_ids=noise_ids, progress=False, weights=DEFAULT_WEIGHTS, **options)
+def _outcome(right: Mapping[str, _Numbers], features: Mapping[str, _Numbers], calls: Mapping[str, _Numbers]) -> Outcome:
+    apart = {way: np.linalg.norm(features[way] - features["full"], axis=1) for way in ("jump", "gated")}
+    return Outcome(right, apart, calls)
 
 
 def _row(panel: str, name: str, found: Sequence[Outcome]) -> dict[str, Any]:

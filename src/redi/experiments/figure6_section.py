@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from redi.experiments.plots import plotted
 from redi.results import write_file
 
 _Row = Mapping[str, Any]
@@ -27,7 +29,7 @@ def figure6_section(result: Mapping[str, Any], images: Path) -> str:
     scale, full = result["scale"], result["full"]
     name = f"results-{result['study']}"
     for ending in ("svg", "png"):
-        write_file(images / f"{name}.{ending}", _plot(result, ending))
+        write_file(images / f"{name}.{ending}", plotted(partial(_draw, result), size=(11, 9), ending=ending))
     lines = [
         f"## Figure 6: base size, value step, key step, neighbours ({result['title']})",
         "",
@@ -94,36 +96,26 @@ def _cell(row: _Row, measure: str) -> str:
     return "{} [{}, {}]".format(*(f"{row[measure][end]:{form}}" for end in ("value", "low", "high")))
 
 
-def _plot(result: Mapping[str, Any], ending: str) -> bytes:
-    """Draw three measures over the axis of each panel, a line for each H; the same bytes for the same results."""
-    from io import BytesIO
-
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
+def _draw(result: Mapping[str, Any], figure: Any) -> None:
+    """Draw three measures over the axis of each panel, a line for each H."""
     measures = ("faithfulness", "frechet", "closeness")
-    with mpl.rc_context({"svg.hashsalt": "redi", "svg.fonttype": "none"}):
-        figure = Figure(figsize=(11, 9), layout="constrained")
-        axes: Any = figure.subplots(len(measures), len(_AXES))
-        for column, (panel, (name, axis_of)) in zip(axes.T, _AXES.items(), strict=True):
-            rows = _rows(result, panel)
-            for count in sorted({row["neighbors"] for row in rows}):
-                own = [row for row in rows if row["neighbors"] == count]
-                for axis, measure in zip(column, measures, strict=True):
-                    found = [row[measure] for row in own]
-                    axis.errorbar(
-                        [axis_of(row) for row in own],
-                        [each["value"] for each in found],
-                        yerr=[[e["value"] - e["low"] for e in found], [e["high"] - e["value"] for e in found]],
-                        label=f"H={count}",
-                        marker=".",
-                        linewidth=1,
-                        elinewidth=0.5,
-                        capsize=2,
-                    )
+    axes: Any = figure.subplots(len(measures), len(_AXES))
+    for column, (panel, (name, axis_of)) in zip(axes.T, _AXES.items(), strict=True):
+        rows = _rows(result, panel)
+        for count in sorted({row["neighbors"] for row in rows}):
+            own = [row for row in rows if row["neighbors"] == count]
             for axis, measure in zip(column, measures, strict=True):
-                axis.set(xlabel=name, ylabel=_MEASURES[measure][0])
-        axes[0][0].legend(fontsize=7)
-        buffer = BytesIO()
-        figure.savefig(buffer, format=ending, metadata={"Date": None} if ending == "svg" else {"Software": None})
-    return buffer.getvalue()
+                found = [row[measure] for row in own]
+                axis.errorbar(
+                    [axis_of(row) for row in own],
+                    [each["value"] for each in found],
+                    yerr=[[e["value"] - e["low"] for e in found], [e["high"] - e["value"] for e in found]],
+                    label=f"H={count}",
+                    marker=".",
+                    linewidth=1,
+                    elinewidth=0.5,
+                    capsize=2,
+                )
+        for axis, measure in zip(column, measures, strict=True):
+            axis.set(xlabel=name, ylabel=_MEASURES[measure][0])
+    axes[0][0].legend(fontsize=7)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from redi.experiments.plots import plotted
 from redi.results import write_file
 
 
 def gate_section(result: Mapping[str, Any], images: Path) -> str:
     """Return the section, and draw its plot."""
     image = images / "results-gate.svg"
-    write_file(image, _plot(result))
+    write_file(image, plotted(partial(_draw, result), size=(10, 4)))
     scale = result["scale"]
     lines = [
         f"## The gate ({result['solver']}, key after {result['key_step']}, `{result['weights']}`)",
@@ -55,31 +57,19 @@ def gate_section(result: Mapping[str, Any], images: Path) -> str:
     return "\n".join([*lines, "", f"![Loss over calls](images/{image.name})\n"])
 
 
-def _plot(result: Mapping[str, Any]) -> bytes:
-    """Draw loss over calls and delivered over asked loss; the same bytes for the same results."""
-    from io import BytesIO
-
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
+def _draw(result: Mapping[str, Any], figure: Any) -> None:
+    """Draw loss over calls and delivered over asked loss."""
     promises, fixed = result["promises"], result["fixed"]
-    with mpl.rc_context({"svg.hashsalt": "redi", "svg.fonttype": "none"}):
-        figure = Figure(figsize=(10, 4), layout="constrained")
-        over_calls, kept = figure.subplots(1, 2)
-        told = [row["loss"] for row in promises]
-        spread = [[e["value"] - e["low"] for e in told], [e["high"] - e["value"] for e in told]]
-        means = [each["value"] for each in told]
-        over_calls.errorbar(
-            [row["calls"] for row in promises], means, spread, marker="o", capsize=2, label="calibrated"
-        )
-        over_calls.plot([p["calls"] for p in fixed], [p["loss"] for p in fixed], "s--", label="one value step for all")
-        over_calls.set(xlabel="mean network calls", ylabel="mean distance to the full run")
-        over_calls.legend()
-        asked = [row["asked"] for row in promises]
-        kept.errorbar(asked, means, spread, marker="o", capsize=2, label="delivered on fresh prompts")
-        kept.plot(asked, asked, color="black", linewidth=1, label="asked")
-        kept.set(xlabel="loss asked for", ylabel="loss delivered")
-        kept.legend()
-        buffer = BytesIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()
+    over_calls, kept = figure.subplots(1, 2)
+    told = [row["loss"] for row in promises]
+    spread = [[e["value"] - e["low"] for e in told], [e["high"] - e["value"] for e in told]]
+    means = [each["value"] for each in told]
+    over_calls.errorbar([row["calls"] for row in promises], means, spread, marker="o", capsize=2, label="calibrated")
+    over_calls.plot([p["calls"] for p in fixed], [p["loss"] for p in fixed], "s--", label="one value step for all")
+    over_calls.set(xlabel="mean network calls", ylabel="mean distance to the full run")
+    over_calls.legend()
+    asked = [row["asked"] for row in promises]
+    kept.errorbar(asked, means, spread, marker="o", capsize=2, label="delivered on fresh prompts")
+    kept.plot(asked, asked, color="black", linewidth=1, label="asked")
+    kept.set(xlabel="loss asked for", ylabel="loss delivered")
+    kept.legend()

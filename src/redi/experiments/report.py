@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from redi.experiments.estimates_section import estimates_section
 from redi.experiments.figure6_section import figure6_section
 from redi.experiments.gate_section import gate_section
 from redi.experiments.pareto_section import pareto
+from redi.experiments.plots import plotted
 from redi.experiments.runner import EXPERIMENTS
 from redi.experiments.styles_section import styles_section
 from redi.experiments.subjects import Miniature
@@ -104,7 +106,7 @@ def _comparison(result: Mapping[str, Any], images: Path) -> str:
         lines.append(f"![{result['title']}: the first prompts](../results/{result['sheet']})\n")
     if result["plot"]:
         image = images / f"results-{result['study']}.svg"
-        write_file(image, _plot(result))
+        write_file(image, plotted(partial(_draw, result), size=(11, 4.6)))
         lines += [f"![{result['title']}](images/{image.name})\n", *pareto(result["rows"]), ""]
     return "\n".join(lines)
 
@@ -174,35 +176,25 @@ def _interval(found: Mapping[str, float], form: str) -> str:
     return f"{found['value']:{form}} [{found['low']:{form}}, {found['high']:{form}}]"
 
 
-def _plot(result: Mapping[str, Any]) -> bytes:
-    """Draw Frechet distance and faithfulness over calls, one line per family; the same bytes for the same results."""
-    from io import BytesIO
-
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    with mpl.rc_context({"svg.hashsalt": "redi", "svg.fonttype": "none"}):
-        figure = Figure(figsize=(11, 4.6), layout="constrained")
-        axes: Sequence[Any] = figure.subplots(1, 2)
-        for name, rows in _families(result["rows"]).items():
-            rows.sort(key=lambda row: row["calls"])
-            for axis, measure in zip(axes, ("frechet", "faithfulness"), strict=True):
-                found = [row[measure] for row in rows]
-                axis.errorbar(
-                    [row["calls"] for row in rows],
-                    [each["value"] for each in found],
-                    yerr=[[e["value"] - e["low"] for e in found], [e["high"] - e["value"] for e in found]],
-                    label=name,
-                    marker="o" if name.startswith("ReDi") else ".",
-                    linewidth=2 if name.startswith("ReDi") else 1,
-                    capsize=2,
-                )
-        axes[0].set(xlabel="network calls", ylabel="Frechet distance (less is better)", yscale="log")
-        axes[1].set(xlabel="network calls", ylabel="faithful (more is better)")
-        axes[1].legend(fontsize=7)
-        buffer = BytesIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()
+def _draw(result: Mapping[str, Any], figure: Any) -> None:
+    """Draw Frechet distance and faithfulness over calls, one line per family."""
+    axes: Sequence[Any] = figure.subplots(1, 2)
+    for name, rows in _families(result["rows"]).items():
+        rows.sort(key=lambda row: row["calls"])
+        for axis, measure in zip(axes, ("frechet", "faithfulness"), strict=True):
+            found = [row[measure] for row in rows]
+            axis.errorbar(
+                [row["calls"] for row in rows],
+                [each["value"] for each in found],
+                yerr=[[e["value"] - e["low"] for e in found], [e["high"] - e["value"] for e in found]],
+                label=name,
+                marker="o" if name.startswith("ReDi") else ".",
+                linewidth=2 if name.startswith("ReDi") else 1,
+                capsize=2,
+            )
+    axes[0].set(xlabel="network calls", ylabel="Frechet distance (less is better)", yscale="log")
+    axes[1].set(xlabel="network calls", ylabel="faithful (more is better)")
+    axes[1].legend(fontsize=7)
 
 
 def _families(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:

@@ -84,10 +84,10 @@ def run_styles(
     for replicate, content in enumerate(contents):
         prompts, noise_ids = list(content), laboratory.noise_ids(len(content))
         run = partial(laboratory.pictures, recording, replicate)
-        plain.append(run("no style", partial(_full, prompts=prompts, noise_ids=noise_ids)))
+        plain.append(run("no style", partial(full, prompts=prompts, noise_ids=noise_ids, progress=False)))
         for style, suffix in STYLES.items():
             whole = [f"{prompt} {suffix}" for prompt in prompts]
-            found = run(f"full {suffix}", partial(_full, prompts=whole, noise_ids=noise_ids))
+            found = run(f"full {suffix}", partial(full, prompts=whole, noise_ids=noise_ids, progress=False))
             made.setdefault((FULL, style), []).append(found)
             for way in WAYS:
                 one = partial(_stylized, prompts=prompts, noise_ids=noise_ids, suffix=suffix, way=way)
@@ -134,10 +134,6 @@ def _contents(laboratory: Laboratory, replicate: int) -> dict[str, Description]:
     """Return the replicate's first prompts that say nothing of a style."""
     found = {text: asked for text, asked in laboratory.prompts(replicate).items() if asked.style is None}
     return dict(list(found.items())[:QUERIES])
-
-
-def _full(pipe: Any, base: KnowledgeBase, *, prompts: Sequence[str], noise_ids: Sequence[int]) -> list[Generation]:
-    return full(pipe, base, prompts, noise_ids=noise_ids, progress=False)
 
 
 def _stylized(

@@ -279,12 +279,16 @@ class Coco:
         return dict.fromkeys(ATTRIBUTES, nothing) | {"all": self.scorer.score(list(asked), pictures)}
 
     @cached_property
+    def _training_captions(self) -> dict[Any, list[str]]:
+        return read_captions(self._captions("train"))
+
+    @cached_property
     def _training(self) -> list[str]:
-        return _one_of_each(read_captions(self._captions("train")))
+        return _one_of_each(self._training_captions)
 
     @cached_property
     def _held_out(self) -> list[str]:
-        known = {caption.casefold() for each in read_captions(self._captions("train")).values() for caption in each}
+        known = {caption.casefold() for each in self._training_captions.values() for caption in each}
         found = _one_of_each(read_captions(self._captions("val")))
         return [caption for caption in found if caption.casefold() not in known]
 

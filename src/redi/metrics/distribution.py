@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from redi.errors import InputError
 
 Features = NDArray[np.float64]
+_BLOCK = 1024
 
 
 class Reference:
@@ -34,7 +35,9 @@ class Reference:
     @cached_property
     def kernel_within(self) -> float:
         """The mean kernel of two different ones."""
-        return _within(_kernel(self.features, self.features))
+        rows, count = self.features, len(self.features)
+        own = (((rows**2).sum(1) / rows.shape[1] + 1) ** 3).sum()
+        return float((_kernel_means(rows, rows).sum() * count - own) / (count * (count - 1)))
 
 
 def frechet_distance(features: Features, reference: Features | Reference) -> float:
@@ -71,12 +74,17 @@ def kernel_distance_of(features: Features, reference: Features | Reference) -> C
     """Return what computes :func:`kernel_distance` of the rows of ``features`` at some places, repeats included."""
     known = reference if isinstance(reference, Reference) else Reference(reference)
     rows, _ = _checked(features, known.features)
-    own, across = _kernel(rows, rows), _kernel(rows, known.features).mean(1)
+    own, across = _kernel(rows, rows), _kernel_means(rows, known.features)
     return lambda at: _within(own[np.ix_(at, at)]) + known.kernel_within - 2 * float(across[at].mean())
 
 
 def _kernel(x: Features, y: Features) -> Features:
     return np.asarray((x @ y.T / x.shape[1] + 1) ** 3, np.float64)
+
+
+def _kernel_means(x: Features, y: Features) -> Features:
+    """Return the mean kernel (n) of each row of x with all of y, never holding more than a block of it."""
+    return np.concatenate([_kernel(x[start : start + _BLOCK], y).mean(1) for start in range(0, len(x), _BLOCK)])
 
 
 def _within(kernel: Features) -> float:

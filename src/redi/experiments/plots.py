@@ -1,0 +1,26 @@
+"""Owns turning a drawing into the bytes of a plot, the same for the same results; must not know what is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from io import BytesIO
+from typing import Any
+
+
+def plotted(draw: Callable[[Any], None], *, size: tuple[float, float], ending: str = "svg") -> bytes:
+    """Return a plot.
+
+    Args:
+        draw: Draws on a figure of Matplotlib's.
+        size: Width and height, in inches.
+        ending: "svg" or "png".
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context({"svg.hashsalt": "redi", "svg.fonttype": "none"}):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure)
+        buffer = BytesIO()
+        figure.savefig(buffer, format=ending, metadata={"Date": None} if ending == "svg" else {"Software": None})
+    return buffer.getvalue()
