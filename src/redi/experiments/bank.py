@@ -179,14 +179,15 @@ def fit(points: Sequence[Sequence[Point]]) -> dict[str, Any]:
     needed = {}
     for loss in _LOSSES:
 
-        def count_for(places: NDArray[np.intp], loss: float = loss) -> float:
-            return _needed(line(places), loss)
+        def log_count_for(places: NDArray[np.intp], loss: float = loss) -> float:
+            return _log_needed(line(places), loss)
 
-        needed[f"{loss:g}"] = asdict(resampled_interval(count_for, len(everyone), resamples=_RESAMPLES))
+        logarithm = resampled_interval(log_count_for, len(everyone), resamples=_RESAMPLES)
+        needed[f"{loss:g}"] = {name: float(np.exp(value)) for name, value in asdict(logarithm).items()}
     exponent = resampled_interval(lambda places: line(places)[1], len(everyone), resamples=_RESAMPLES)
     return {"a": a, "b": asdict(exponent), "off": float(off.max()), "needed": needed}
 
 
-def _needed(rule: tuple[float, float], loss: float) -> float:
+def _log_needed(rule: tuple[float, float], loss: float) -> float:
     a, b = rule
-    return float((a / loss) ** (1 / b)) if b > 0 else float("inf")
+    return float(np.log(a / loss) / b) if b > 0 else float("inf")

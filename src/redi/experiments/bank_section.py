@@ -11,6 +11,10 @@ from redi.experiments.plots import plotted
 from redi.results import write_file
 
 
+_READABLE = 1e5
+"""Entries from which a count is told by its power of ten."""
+
+
 def bank_section(result: Mapping[str, Any], images: Path) -> str:
     """Return the section, and draw its plot."""
     image = images / "results-bank.svg"
@@ -37,8 +41,7 @@ def bank_section(result: Mapping[str, Any], images: Path) -> str:
             _interval(row["closeness"], ".2f"),
         )
         lines.append(f"| {' | '.join(cells)} |")
-    asked = {loss: _interval(found, ".0f") for loss, found in rule["needed"].items()}
-    needed = "; ".join(f"{loss}: {told}" for loss, told in asked.items())
+    needed = "; ".join(f"{loss}: {_entries(found)}" for loss, found in rule["needed"].items())
     said = (
         f"Whatever the bank, loss = {rule['a']:.2f} n^-{rule['b']['value']:.3f} "
         f"[{rule['b']['low']:.3f}, {rule['b']['high']:.3f}], n entries of each noise; no point is farther from it than "
@@ -54,6 +57,12 @@ def _most(result: Mapping[str, Any]) -> int:
 
 def _interval(found: Mapping[str, float], form: str) -> str:
     return f"{found['value']:{form}} [{found['low']:{form}}, {found['high']:{form}}]"
+
+
+def _entries(found: Mapping[str, float]) -> str:
+    if found["high"] < 1:
+        return "fewer than one"
+    return _interval(found, ".0f" if found["high"] < _READABLE else ".0e")
 
 
 def _draw(result: Mapping[str, Any], figure: Any) -> None:
