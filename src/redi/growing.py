@@ -59,7 +59,7 @@ class Grower:
 
     def __init__(self, base: KnowledgeBase, growth: Growth) -> None:
         growth.check(base)
-        self._base, self._growth = KnowledgeBase.open(base.path), growth
+        self._base, self._growth = KnowledgeBase.open(base.address), growth
         self._seen: list[_Seen] = []
         self._used: list[_Used] = []
         self._change = threading.Condition()

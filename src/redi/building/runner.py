@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,8 +33,6 @@ from redi.knowledge_base import (
     describe_differences,
     differences,
 )
-from redi.knowledge_base.layout import check_free, local_folder
-from redi.knowledge_base.manifest import FILE_NAME
 from redi.pictures import is_picture
 from redi.plan import Plan
 
@@ -69,7 +66,8 @@ def build(
     Args:
         pipe: A stock pipeline from text to pictures, video or sound, on any device and in any dtype.
         prompts: One entry is recorded for each, repeats included.
-        path: Folder of the knowledge base; new, empty, or with the same build unfinished.
+        path: Folder of the knowledge base, or its address ``s3://bucket/name``; new, empty, or with the same build
+            unfinished.
         plan: The steps to record.
         noises: How many noises the bank has (M; seeds 0 to M-1), or their seeds.
         noise: ``"shared"``: from the bank; ``"independent"``: entry i from its own noise of seed i, for study only,
@@ -100,7 +98,7 @@ def build(
         IncompatibleError: The folder holds a base that was built otherwise.
         KnowledgeBaseError: The folder holds something else, another builder works on it, or the disk is full.
     """
-    folder, prompts, seeds = local_folder(path), checked_prompts(prompts), checked_seeds(noises, noise)
+    begun, prompts, seeds = KnowledgeBase.exists(path), checked_prompts(prompts), checked_seeds(noises, noise)
     check_numbers(plan, batch_size=batch_size, unit_size=1 if unit_size is None else unit_size)
     unit_size = unit_size or batch_size * -(-_LEAST_UNIT // batch_size)
     check_pipeline(pipe, allow_stochastic=allow_stochastic)
@@ -126,7 +124,7 @@ def build(
     stop = stop_at_value and not previews
     recorder = UnitRecorder(pipe, arguments, plan, batch_size, stop, previews, allow_stochastic, dtype)
     builder = _Builder(recorder, cluster, check, progress)
-    kb = builder.open_or_create(folder, manifest)
+    kb = builder.opened(path, manifest) if begun else builder.created(path, manifest)
     work = Work(prompts, seeds, kb.manifest.identity[INFORMATION]["unit_size"])
     with kb.lock():
         builder.record_missing(kb, work)
@@ -145,16 +143,18 @@ class _Builder:
     check: Check
     progress: bool
 
-    def open_or_create(self, folder: Path, manifest: Manifest) -> KnowledgeBase:
-        """Return the base to go on with, or a new one."""
-        if (folder / FILE_NAME).exists():
-            kb = KnowledgeBase.open(folder)
-            _check_same_build(kb, manifest)
-            kb.check_files()
-            return kb
-        check_free(folder)
+    def opened(self, path: str | PathLike[str], manifest: Manifest) -> KnowledgeBase:
+        """Return the base to go on with."""
+        kb = KnowledgeBase.open(path)
+        _check_same_build(kb, manifest)
+        kb.check_files()
+        return kb
+
+    def created(self, path: str | PathLike[str], manifest: Manifest) -> KnowledgeBase:
+        """Return a new base."""
+        KnowledgeBase.check_free(path)
         bank = NoiseBank.draw(manifest.noise["seeds"], manifest.latent_shape)
-        return KnowledgeBase.create(folder, manifest, bank, self.references(bank))
+        return KnowledgeBase.create(path, manifest, bank, self.references(bank))
 
     def references(self, bank: NoiseBank) -> dict[int, Tensor]:
         """Return by key step where the empty prompt comes to from each noise: (M, *shape) float32.
@@ -218,7 +218,7 @@ def _check_same_build(kb: KnowledgeBase, manifest: Manifest) -> None:
     found = differences(_what_makes_entries(kb.manifest), _what_makes_entries(manifest))
     if found:
         raise IncompatibleError(
-            f"{kb.path} was begun with other arguments than this build's:\n{describe_differences(found)}",
+            f"{kb.address} was begun with other arguments than this build's:\n{describe_differences(found)}",
             expected="the same model, plan, noises and prompts",
             fix="repeat the call that began it, or choose another folder",
         )

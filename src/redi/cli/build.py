@@ -21,7 +21,11 @@ def build(
         typer.Option(help="File of prompts: .txt, .jsonl, .csv, .parquet, or COCO's captions .json.", metavar="FILE"),
     ],
     out: Annotated[
-        Path, typer.Option(help="Folder of the knowledge base: new, empty, or this build unfinished.", metavar="FOLDER")
+        Path,
+        typer.Option(
+            help="Folder of the knowledge base, or s3://bucket/name: new, empty, or this build unfinished.",
+            metavar="FOLDER",
+        ),
     ],
     model: options.NewModel = MINIATURE,
     steps: Annotated[int, typer.Option(help="Steps of the sampler's schedule.", metavar="N")] = 50,
@@ -138,7 +142,7 @@ def build(
 
 
 def status(
-    kb: Annotated[Path, typer.Argument(help="Folder of the knowledge base.", metavar="FOLDER")],
+    kb: Annotated[Path, typer.Argument(help="Folder of the knowledge base, or s3://bucket/name.", metavar="FOLDER")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Tell how far a build is, while it goes on or after: units and entries done, who builds, the last commit.

@@ -19,7 +19,7 @@ _HELD_OUT_SEED = 7000
 
 
 def calibrate(
-    kb: Annotated[Path, typer.Argument(help="Folder of the knowledge base.", metavar="FOLDER")],
+    kb: Annotated[Path, typer.Argument(help="Folder of the knowledge base, or s3://bucket/name.", metavar="FOLDER")],
     max_loss: Annotated[
         float | None, typer.Option("--max-loss", help="The mean loss that is allowed.", metavar="X")
     ] = None,

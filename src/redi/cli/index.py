@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def index(
-    kb: Annotated[Path, typer.Argument(help="Folder of the knowledge base.", metavar="FOLDER")],
+    kb: Annotated[Path, typer.Argument(help="Folder of the knowledge base, or s3://bucket/name.", metavar="FOLDER")],
     show: Annotated[bool, typer.Option("--show", help="Only tell what is there.")] = False,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Make it anew, also where the old one would do.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

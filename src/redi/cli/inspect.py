@@ -18,7 +18,7 @@ _CELL = "\x1b[38;2;{};{};{}m\x1b[48;2;{};{};{}m▀"
 
 
 def inspect(
-    kb: Annotated[Path, typer.Argument(help="Folder of the knowledge base.", metavar="FOLDER")],
+    kb: Annotated[Path, typer.Argument(help="Folder of the knowledge base, or s3://bucket/name.", metavar="FOLDER")],
     verify: Annotated[
         bool,
         typer.Option(

@@ -108,7 +108,9 @@ PromptFile = Annotated[
         "--prompts", help="File with more prompts: .txt, .jsonl, .csv, .parquet, or COCO's .json.", metavar="FILE"
     ),
 ]
-Base = Annotated[Path, typer.Option("--kb", help="Folder of the knowledge base.", metavar="FOLDER")]
+Base = Annotated[
+    Path, typer.Option("--kb", help="Folder of the knowledge base, or s3://bucket/name.", metavar="FOLDER")
+]
 Model = Annotated[
     str | None,
     typer.Option(

@@ -15,7 +15,7 @@ CODECS = ("float16", "int8", "nf4")
 
 
 def push(
-    kb: Annotated[Path, typer.Argument(help="Folder of the knowledge base.", metavar="FOLDER")],
+    kb: Annotated[Path, typer.Argument(help="Folder of the knowledge base, or s3://bucket/name.", metavar="FOLDER")],
     repo_id: Annotated[str, typer.Argument(help="What the hub shall call it.", metavar="OWNER/NAME")],
     private: Annotated[bool, typer.Option("--private", help="If the dataset is new, make it private.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch.  [default: the main one]", metavar="NAME")] = None,
@@ -42,9 +42,12 @@ def push(
 
 def pull(
     source: Annotated[
-        str, typer.Argument(help="Folder of a knowledge base, or a hub id.", metavar="FOLDER|OWNER/NAME")
+        str,
+        typer.Argument(
+            help="Folder of a knowledge base, s3://bucket/name, or a hub id.", metavar="FOLDER|ADDRESS|OWNER/NAME"
+        ),
     ],
-    folder: Annotated[Path, typer.Argument(help="New or empty folder.", metavar="FOLDER")],
+    folder: Annotated[Path, typer.Argument(help="New or empty folder, or s3://bucket/name.", metavar="FOLDER|ADDRESS")],
     revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit of the hub.  [default: the main branch]", metavar="NAME")
     ] = None,
@@ -61,7 +64,7 @@ def pull(
         ),
     ] = None,
 ) -> None:
-    """Copy a knowledge base, from the Hugging Face hub or from a folder, whole, with fewer value steps or fewer bits.
+    """Copy a knowledge base of a folder, a bucket or the hub: whole, with fewer value steps or with fewer bits.
 
     Of a base on the hub only the files of the value steps asked for are fetched. Every file is compared with
     hashes.json where there is one, every row is checked, and the copy gets a hashes.json of its own.
@@ -70,6 +73,7 @@ def pull(
     Example:
       redi pull me/my-base my-base --value-step 40
       redi pull my-base /backup/my-base
+      redi pull my-base s3://bucket/my-base
       redi pull my-base smaller --values int8
     """
     from redi.knowledge_base import sharing

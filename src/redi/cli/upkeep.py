@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-_Kb = Annotated[Path, typer.Argument(help="Folder of the knowledge base.", metavar="FOLDER")]
+_Kb = Annotated[Path, typer.Argument(help="Folder of the knowledge base, or s3://bucket/name.", metavar="FOLDER")]
 _Where = Annotated[
     list[str],
     typer.Option(

@@ -10,7 +10,6 @@ from typing import Any
 from redi.experiments.plots import plotted
 from redi.results import write_file
 
-
 _READABLE = 1e5
 """Entries from which a count is told by its power of ten."""
 

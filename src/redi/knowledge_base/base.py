@@ -1,27 +1,25 @@
-"""Owns a knowledge base as a whole: create, open, add units, search, read, verify; must not know Diffusers."""
+"""Owns a knowledge base as a whole: create, open, add units, keep in order, verify; must not know Diffusers."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial, wraps
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from redi.errors import KnowledgeBaseError
 from redi.knowledge_base import leave_one_out, sharing
+from redi.knowledge_base.bucket import Bucket, is_address
 from redi.knowledge_base.durable import JsonLines, writing
 from redi.knowledge_base.entries import (
-    Entry,
     EntryBatch,
-    Neighbors,
     Refusal,
     VerifyReport,
     encode_unit,
@@ -35,34 +33,57 @@ from redi.knowledge_base.index_files import IndexFiles
 from redi.knowledge_base.indexing import Indexer
 from redi.knowledge_base.layout import INDEX, REFUSED, TABLE, check_free, columns_of, local_folder
 from redi.knowledge_base.ledger import BuilderLock, Ledger, UnitRecord
-from redi.knowledge_base.manifest import Manifest
+from redi.knowledge_base.manifest import FILE_NAME, Manifest
+from redi.knowledge_base.mirror import Mirror
 from redi.knowledge_base.noise_bank import NoiseBank
 from redi.knowledge_base.noises import Noises
+from redi.knowledge_base.reader import Reader
 from redi.knowledge_base.removal import Removal
 from redi.knowledge_base.rows import FIRST_NAMED_UNIT, TableRows, positions_of, unit_named
 from redi.knowledge_base.searching import Searcher
 from redi.knowledge_base.table import EntryTable
 from redi.knowledge_base.verification import verified
 from redi.knowledge_base.versions import GRACE
-from redi.plan import Plan
+
+_Arguments = ParamSpec("_Arguments")
+_Made = TypeVar("_Made")
 
 
-class KnowledgeBase:
+def _published(
+    method: Callable[Concatenate[KnowledgeBase, _Arguments], _Made],
+) -> Callable[Concatenate[KnowledgeBase, _Arguments], _Made]:
+    """Let a method change the base under the builder's lock; a base in a bucket as :meth:`Mirror.published` says."""
+
+    @wraps(method)
+    def changing(self: KnowledgeBase, /, *args: _Arguments.args, **options: _Arguments.kwargs) -> _Made:
+        with self.lock():
+            if self._mirror is None:
+                return method(self, *args, **options)
+            return self._mirror.published(partial(method, self, *args, **options), self._reload)
+
+    return changing
+
+
+class KnowledgeBase(Reader):
     """Keys and values of recorded trajectories in a folder. Made by :meth:`create` or :meth:`open`.
+
+    A base in a bucket (``s3://bucket/name``) is worked with in a copy on this machine; see :class:`Mirror`.
 
     Keys are stored in float16 as the difference to a *reference latent* of their noise and key step, so that the
     small differences of a very early key are not drowned; reading adds the reference back in float32.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, noises: Noises, index: IndexFactory) -> None:
-        self._path, self._manifest, self._noises = path, manifest, noises
+    def __init__(
+        self, path: Path, manifest: Manifest, noises: Noises, index: IndexFactory, mirror: Mirror | None = None
+    ) -> None:
+        self._path, self._mirror = path, mirror
         self._ledger = Ledger(path / "ledger")
         self._refused = JsonLines(path / REFUSED)
         self._lock = BuilderLock(path / "lock")
-        self._table = EntryTable(path / TABLE, manifest.kb_id, columns_of(manifest), self._ledger.version)
-        self._removal = Removal(path, self._table, self._ledger)
-        files = IndexFiles(path / INDEX, self._table, manifest.kb_id, manifest.size)
-        self._searcher = Searcher(self._table, noises, manifest.latent_shape, index, files)
+        table = EntryTable(path / TABLE, manifest.kb_id, columns_of(manifest), self._ledger.version)
+        files = IndexFiles(path / INDEX, table, manifest.kb_id, manifest.size)
+        super().__init__(manifest, noises, table, Searcher(table, noises, manifest.latent_shape, index, files))
+        self._removal = Removal(path, table, self._ledger)
         self._distances: dict[int, Tensor] = {}
 
     @classmethod
@@ -78,7 +99,7 @@ class KnowledgeBase:
         """Make an empty knowledge base in a new or empty folder; the manifest is written last.
 
         Args:
-            path: The folder.
+            path: The folder, or an address.
             manifest: What the base is built with; checksums of the noise files are added to its ``noise``.
             noise_bank: The M noises (M=0 for independent noise).
             references: By step, (M, *shape) float32: a typical latent of each noise at that step (for instance of
@@ -88,12 +109,13 @@ class KnowledgeBase:
         Raises:
             KnowledgeBaseError: The folder holds something already, the disk is full, or the parts don't fit.
         """
-        folder = local_folder(path)
+        mirror = _mirror_of(path)
+        folder = mirror.folder if mirror else local_folder(path)
         zero = torch.zeros_like(noise_bank.latents)
         filled = {step: references.get(step, zero).detach().float().cpu() for step in manifest.referenced_steps}
         noises = Noises(noise_bank, {**references, **filled})
         noises.check(manifest)
-        check_free(folder)
+        cls.check_free(path)
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         with BuilderLock(folder / "lock").held():
@@ -102,19 +124,40 @@ class KnowledgeBase:
             table = EntryTable.create(folder / TABLE, manifest.kb_id, columns_of(manifest))
             Ledger(folder / "ledger").flushed(table.version)
             written.write(folder)
-        return cls.open(folder, index=index)
+            if mirror:
+                mirror.publish_new()
+        return cls.open(path, index=index)
 
     @classmethod
     def open(cls, path: str | PathLike[str], *, index: IndexFactory = ExactIndex) -> KnowledgeBase:
-        """Open the knowledge base in a folder; nothing is written.
+        """Open the knowledge base in a folder, in which nothing is written, or at an address.
 
         Raises:
             KnowledgeBaseError: There is none, it is damaged, or of an unknown version.
         """
-        folder = local_folder(path)
+        mirror = _mirror_of(path)
+        folder = mirror.folder if mirror else local_folder(path)
+        if mirror:
+            mirror.update()
         check_links(folder)
         manifest = Manifest.read(folder)
-        return cls(folder, manifest, Noises.load(folder, manifest), index)
+        return cls(folder, manifest, Noises.load(folder, manifest), index, mirror)
+
+    @staticmethod
+    def check_free(path: str | PathLike[str]) -> None:
+        """Refuse a place where no new base can be made; a copy that others left of the address is emptied.
+
+        Raises:
+            KnowledgeBaseError: The folder holds something, or the bucket a base; or the bucket cannot be used.
+        """
+        mirror = _mirror_of(path)
+        return mirror.begin() if mirror else check_free(local_folder(path))
+
+    @staticmethod
+    def exists(path: str | PathLike[str]) -> bool:
+        """Whether there is a knowledge base, whole or not, in a folder or at an address."""
+        mirror = _mirror_of(path)
+        return mirror.exists() if mirror else (local_folder(path) / FILE_NAME).exists()
 
     @classmethod
     def from_pretrained(
@@ -133,47 +176,20 @@ class KnowledgeBase:
 
     @property
     def path(self) -> Path:
-        """The folder."""
+        """The folder; of a base in a bucket, that of the copy on this machine."""
         return self._path
 
     @property
-    def manifest(self) -> Manifest:
-        """What the base was built with."""
-        return self._manifest
-
-    @property
-    def plan(self) -> Plan:
-        """The recorded steps."""
-        return self._manifest.plan
-
-    @property
-    def noise_bank(self) -> NoiseBank:
-        """The initial noises that entries were built from."""
-        return self._noises.bank
-
-    @property
-    def references(self) -> Mapping[int, Tensor]:
-        """By step, where each noise comes to without a prompt: (M, *shape) float32."""
-        return self._noises.references
-
-    def __len__(self) -> int:
-        """Return the number of entries."""
-        return self._table.count()
-
-    def noise_ids(self) -> npt.NDArray[np.int32]:
-        """Return the noise id of every row: (n,), -1 for independent noise."""
-        return self._table.directory.noise_id
-
-    def names(self) -> list[tuple[int, int]]:
-        """Return unit and slot of every row, which name an entry for good."""
-        return list(zip(self._table.directory.unit.tolist(), self._table.directory.slot.tolist(), strict=True))
+    def address(self) -> str:
+        """What opens this base again: the folder, or the address."""
+        return self._mirror.bucket.address if self._mirror else str(self._path)
 
     def check_files(self) -> None:
         """Raise KnowledgeBaseError if a file of the table is missing or cut; :meth:`verify` reads what is in them."""
         self._table.check_files()
 
     def __repr__(self) -> str:
-        return f"KnowledgeBase({str(self._path)!r}, {len(self)} entries, {self.plan})"
+        return f"KnowledgeBase({self.address!r}, {len(self)} entries, {self.plan})"
 
     @contextmanager
     def lock(self, wait: float = 0.0) -> Iterator[None]:
@@ -187,6 +203,8 @@ class KnowledgeBase:
         """
         with self._lock.held(wait) as taken:
             if taken:
+                if self._mirror and self._mirror.pull():
+                    self._forget()
                 drop_hashes(self._path)
                 self._ledger.reload()
                 self._recover()
@@ -200,9 +218,11 @@ class KnowledgeBase:
 
         Rows keep their meaning for the object that named them. The new one goes on with this one's indexes.
         """
+        if self._mirror:
+            self._mirror.look_again()
         if self._table.is_current:
             return self
-        fresh = type(self)(self._path, self._manifest, self._noises, self._searcher.make)
+        fresh = type(self)(self._path, self._manifest, self._noises, self._searcher.make, self._mirror)
         fresh._searcher.take_over(self._searcher)
         fresh._distances = dict(self._distances)
         return fresh
@@ -216,6 +236,11 @@ class KnowledgeBase:
         if len(self) != before:
             self._forget()
 
+    def _reload(self) -> None:
+        self._ledger.reload()
+        self._table.refresh()
+        self._forget()
+
     def _forget(self) -> None:
         self._searcher.forget()
         self._distances.clear()
@@ -224,6 +249,7 @@ class KnowledgeBase:
         """Return the units that need not be done again."""
         return set(self._ledger.records) | set(self._table.rows_by_unit())
 
+    @_published
     def add_unit(self, unit: int, batch: EntryBatch) -> UnitRecord:
         """Store the entries of one unit in one commit, flushed to the disk; a unit that is there is left as it is.
 
@@ -236,22 +262,21 @@ class KnowledgeBase:
         """
         if unit < 0:
             raise KnowledgeBaseError(f"unit {unit}", expected="a unit number of at least 0")
-        with self.lock():
-            if unit in self._ledger.records:
-                return self._ledger.records[unit]
-            rows, refusals = encode_unit(unit, batch, self._manifest, self._noises)
-            if any(refusal.unit == unit for refusal in self.refused()):  # of an attempt that was killed
-                self._refused.rewrite(line for line in self._refused.read() if line["unit"] != unit)
-            if refusals:
-                self._refused.append([vars(refusal) for refusal in refusals])
-            if rows.slots:
-                self._table.append_unit(rows)
-            stored = self._table.rows_by_unit().get(unit, 0)
-            record = UnitRecord(unit, stored, len(refusals), self._table.version)
-            self._ledger.acknowledge(record)
-            self._forget()
-            self._compact()
-            return record
+        if unit in self._ledger.records:
+            return self._ledger.records[unit]
+        rows, refusals = encode_unit(unit, batch, self._manifest, self._noises)
+        if any(refusal.unit == unit for refusal in self.refused()):  # of an attempt that was killed
+            self._refused.rewrite(line for line in self._refused.read() if line["unit"] != unit)
+        if refusals:
+            self._refused.append([vars(refusal) for refusal in refusals])
+        if rows.slots:
+            self._table.append_unit(rows)
+        stored = self._table.rows_by_unit().get(unit, 0)
+        record = UnitRecord(unit, stored, len(refusals), self._table.version)
+        self._ledger.acknowledge(record)
+        self._forget()
+        self._compact()
+        return record
 
     def stored(self, rows: Tensor | Sequence[int]) -> TableRows:
         """Return rows as they are stored, for :meth:`add_rows` of a base that is built alike; errors as of keys."""
@@ -259,6 +284,7 @@ class KnowledgeBase:
         latents = self._table.latents(positions_of(rows), *names)
         return rows_of(self.entries(rows), dict(zip(names, latents, strict=True)))
 
+    @_published
     def add_rows(self, rows: TableRows) -> UnitRecord | None:
         """Store rows in one commit, flushed to the disk, without those whose noise, seed and prompt are there already.
 
@@ -270,52 +296,54 @@ class KnowledgeBase:
         Raises:
             KnowledgeBaseError: Another builder has the lock, or the disk is full (then nothing is stored).
         """
-        with self.lock():
-            known, places = self._table.present(rows), []
-            for place, each in enumerate(zip(rows.prompts, rows.noise_ids, rows.seeds, strict=True)):
-                if each not in known:
-                    places.append(place)
-                    known.add(each)
-            if not places:
-                return None
-            new = rows.chosen(places, -1)
-            unit = unit_named(new, self.completed_units())
-            self._table.append_unit(replace(new, unit=unit))
-            record = UnitRecord(unit, len(places), 0, self._table.version)
-            self._ledger.acknowledge(record)
-            self._forget()
-            self._compact()
-            return record
+        known, places = self._table.present(rows), []
+        for place, each in enumerate(zip(rows.prompts, rows.noise_ids, rows.seeds, strict=True)):
+            if each not in known:
+                places.append(place)
+                known.add(each)
+        if not places:
+            return None
+        new = rows.chosen(places, -1)
+        unit = unit_named(new, self.completed_units())
+        self._table.append_unit(replace(new, unit=unit))
+        record = UnitRecord(unit, len(places), 0, self._table.version)
+        self._ledger.acknowledge(record)
+        self._forget()
+        self._compact()
+        return record
 
+    @_published
     def remove(self, entries: Collection[tuple[int, int]]) -> None:
         """Take entries out for good, by unit and slot; those that are not there are passed over.
 
         They leave the disk with :meth:`compact`. Killed on the way, whoever writes next ends it. Errors as of add_rows.
         """
-        with self.lock():
-            self._removal.begin(entries)
-            self._removal.end()
-            self._forget()
+        self._removal.begin(entries)
+        self._removal.end()
+        self._forget()
 
     def _compact(self, *, least: int | None = None, grace: timedelta = GRACE) -> None:
         if self._table.compact(least=least):
             self._ledger.flushed(self._table.version)
             self._table.drop_old_versions(grace)
 
+    @_published
     def compact(self, *, grace: timedelta = GRACE) -> None:
         """Put the table in few large files without removed rows, the ledger in one line a unit, and measure again.
 
         Arguments and errors as of :meth:`finish`.
         """
-        with self.lock():
-            self._ledger.tidy(lambda record: record.unit >= FIRST_NAMED_UNIT and not record.rows)
-            self.finish(grace=grace)
-            self._table.drop_old_versions(grace)
+        self._ledger.tidy(lambda record: record.unit >= FIRST_NAMED_UNIT and not record.rows)
+        self.finish(grace=grace)
+        self._table.drop_old_versions(grace)
+        if self._mirror:
+            self._mirror.bucket.drop_unused()
 
     def refused(self) -> list[Refusal]:
         """Return the entries that were not stored, each once."""
         return refusals_in(self._refused.read(), self._refused.path)
 
+    @_published
     def finish(
         self,
         *,
@@ -333,13 +361,17 @@ class KnowledgeBase:
         Raises:
             KnowledgeBaseError: Another builder works on this base, or the disk is full.
         """
-        with self.lock():
-            self._compact(least=1, grace=grace)
-            if self.indexer.pays(device=device):
-                self.indexer.update()
-            self._forget()
-            self._distances = leave_one_out.measure(self, device, sample)
-            leave_one_out.store(self, self._distances)
+        self._compact(least=1, grace=grace)
+        if self.indexer.pays(device=device):
+            self.indexer.update()
+        self._forget()
+        self.measure(device=device, sample=sample)
+
+    @_published
+    def measure(self, *, device: torch.device | str | None = None, sample: int = 4096) -> None:
+        """Store leave-one-out distances of each key step; arguments and errors as of :meth:`finish`."""
+        self._distances = leave_one_out.measure(self, device, sample)
+        leave_one_out.store(self, self._distances)
 
     @property
     def indexer(self) -> Indexer:
@@ -362,87 +394,10 @@ class KnowledgeBase:
             self._distances[key_step] = leave_one_out.stored(self, key_step)
         return self._distances[key_step]
 
-    def search(
-        self,
-        queries: Tensor,
-        noise_ids: Sequence[int | None],
-        neighbors: int,
-        key_step: int,
-        device: torch.device | str | None = None,
-    ) -> Neighbors:
-        """Find the nearest keys of each query among the entries of its noise (L2; Algorithm 2 of the paper).
-
-        Args:
-            queries: (b, *shape): x after ``key_step`` completed steps; float32 arithmetic whatever the dtype.
-            noise_ids: b noise ids; None, and an id without entries, finds nothing.
-            neighbors: How many to find (h), at least 1.
-            key_step: One of the plan's key steps.
-            device: Where to keep keys and search; the CPU by default.
-
-        Raises:
-            PlanError: The key step is not recorded.
-            KnowledgeBaseError: Shapes do not fit, or the table is damaged.
-        """
-        self.plan.choose(key_step)
-        return self._searcher.search(queries, noise_ids, neighbors, key_step, device)
-
-    def keys(self, rows: Tensor | Sequence[int], key_step: int, device: torch.device | str | None = None) -> Tensor:
-        """Return the keys of rows: (n, *shape) float32, the reference added back.
-
-        Raises:
-            PlanError: The key step is not recorded.
-            KnowledgeBaseError: A row does not exist or is damaged.
-        """
-        self.plan.choose(key_step)
-        (offsets,) = self._read(rows, f"key_{key_step}")
-        return self._referred(offsets, rows, key_step).to(device or "cpu")
-
-    def values(self, rows: Tensor | Sequence[int], value_step: int, device: torch.device | str | None = None) -> Tensor:
-        """Return the values of rows: (n, *shape) float32.
-
-        Raises:
-            PlanError: The value step is not recorded.
-            KnowledgeBaseError: A row does not exist or is damaged.
-        """
-        self.plan.choose(value_step=value_step)
-        (offsets,) = self._read(rows, f"value_{value_step}")
-        return self._referred(offsets, rows, value_step).to(device or "cpu")
-
-    def pairs(self, rows: Tensor | Sequence[int], key_step: int, value_step: int) -> tuple[Tensor, Tensor]:
-        """Return :meth:`keys` and :meth:`values` of rows on the CPU, read at once; errors as theirs."""
-        self.plan.choose(key_step, value_step)
-        offsets, values = self._read(rows, f"key_{key_step}", f"value_{value_step}")
-        return self._referred(offsets, rows, key_step), self._referred(values, rows, value_step)
-
-    def _referred(self, offsets: Tensor, rows: Tensor | Sequence[int], step: int) -> Tensor:
-        if step not in self._manifest.referenced_steps:
-            return offsets
-        noise_ids = torch.from_numpy(self._table.directory.noise_id[positions_of(rows)].astype(np.int64))
-        return offsets + self._noises.reference(step, noise_ids)
-
-    def _read(self, rows: Tensor | Sequence[int], *columns: str) -> list[Tensor]:
-        shape = (-1, *self._manifest.latent_shape)
-        return [
-            torch.from_numpy(each).float().reshape(shape)
-            for each in self._searcher.latents(positions_of(rows), *columns)
-        ]
-
-    def entries(self, rows: Tensor | Sequence[int]) -> list[Entry]:
-        """Return what is known of rows, apart from their latents.
-
-        Raises:
-            KnowledgeBaseError: A row does not exist or is damaged.
-        """
-        return [Entry(**record) for record in self._table.metadata(positions_of(rows))]
-
-    def prompts(self, rows: Tensor | Sequence[int]) -> list[str]:
-        """Return the prompts of rows.
-
-        Raises:
-            KnowledgeBaseError: A row does not exist or is damaged.
-        """
-        return [entry.prompt for entry in self.entries(rows)]
-
     def verify(self) -> VerifyReport:
         """Read every row again: checksums, finite numbers, shapes, ids; and compare with the ledger."""
         return verified(self._table, self._ledger, len(self.noise_bank), len(self.refused()))
+
+
+def _mirror_of(path: str | PathLike[str]) -> Mirror | None:
+    return Mirror(Bucket(path)) if is_address(path) else None

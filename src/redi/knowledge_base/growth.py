@@ -154,4 +154,4 @@ def _measure_again(base: KnowledgeBase) -> None:
         for step in base.plan.key_steps:
             leave_one_out.stored(base, step)
     except KnowledgeBaseError:
-        leave_one_out.store(base, leave_one_out.measure(base, None, _SAMPLE))
+        base.measure(sample=_SAMPLE)

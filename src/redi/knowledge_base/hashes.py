@@ -66,7 +66,7 @@ class FileHashes:
                 raise ValueError("not version 1")
             if not isinstance(fields.get("files"), dict):
                 raise ValueError("no files")
-            files = {_name(name): _hash(name, each) for name, each in fields["files"].items()}
+            files = {checked_name(name): checked_hash(name, each) for name, each in fields["files"].items()}
         except (ValueError, RecursionError) as error:
             raise KnowledgeBaseError(
                 f"{FILE_NAME} cannot be read: {str(error)[:300]}",
@@ -83,7 +83,7 @@ class FileHashes:
         return found
 
 
-def _name(name: str) -> str:
+def checked_name(name: str) -> str:
     path = PurePosixPath(name)
     plain = name.isprintable() and "\\" not in name and path.parts and str(path) == name
     if not plain or path.is_absolute() or ".." in path.parts:
@@ -96,7 +96,7 @@ def _fields(each: FileHash) -> dict[str, Any]:
     return {"size": each.size, "sha256": each.sha256, **step}
 
 
-def _hash(name: str, fields: Any) -> FileHash:
+def checked_hash(name: str, fields: Any) -> FileHash:
     if not isinstance(fields, dict):
         raise ValueError(f"the hash of {shortened(name)}")
     size, digest, step = fields.get("size"), fields.get("sha256"), fields.get("value_step")
@@ -118,7 +118,7 @@ def write_hashes(folder: Path, value_steps: Mapping[str, int] | None = None) -> 
         KnowledgeBaseError: A file cannot be read, or the disk is full.
     """
     steps = value_steps or {}
-    found = FileHashes({name: _hash_of(folder / name, steps.get(name)) for name in sorted(_names(folder))})
+    found = FileHashes({name: _hash_of(folder / name, steps.get(name)) for name in sorted(file_names(folder))})
     replace_file(folder / FILE_NAME, found.to_json().encode())
     return found
 
@@ -158,7 +158,7 @@ def compare_files(folder: Path) -> list[str]:
     if known is None:
         return []
     found = differing_files(folder, known.files)
-    return found + [f"{name} is not in {FILE_NAME}" for name in sorted(set(_names(folder)) - set(known.files))]
+    return found + [f"{name} is not in {FILE_NAME}" for name in sorted(set(file_names(folder)) - set(known.files))]
 
 
 def differing_files(folder: Path, files: Mapping[str, FileHash]) -> list[str]:
@@ -175,7 +175,7 @@ def differing_files(folder: Path, files: Mapping[str, FileHash]) -> list[str]:
     return found
 
 
-def _names(folder: Path) -> Iterator[str]:
+def file_names(folder: Path) -> Iterator[str]:
     for place, folders, files in os.walk(folder):
         top = Path(place) == folder
         folders[:] = [each for each in folders if not (top and each in _NOT_HASHED)]

@@ -28,14 +28,14 @@ def local_folder(path: str | PathLike[str]) -> Path:
     """Return the folder that a base is, or is to be.
 
     Raises:
-        KnowledgeBaseError: It is the address of an object store; ``pathlib`` would make a folder named ``s3:`` of it.
+        KnowledgeBaseError: It is the address of a store; ``pathlib`` would make a folder named ``s3:`` of it.
     """
     scheme = _SCHEME.match(str(path))
     if scheme:
         raise KnowledgeBaseError(
             f"a knowledge base at {str(path)!r}",
-            expected=f"a folder of a local or mounted disk; {scheme['name']} keeps neither locks nor renames",
-            fix="build in a folder and copy it there when it is finished; copy it back, or mount it, to use it",
+            expected="a folder of a local or mounted disk, or s3://bucket/name where a base is built or opened",
+            fix=f"copy it to a folder or a bucket; {scheme['name']} is not read by redi here",
         )
     return Path(path)
 

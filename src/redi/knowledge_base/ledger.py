@@ -132,6 +132,10 @@ def _line(record: UnitRecord) -> dict[str, int]:
     return fields if record.removed else {name: fields[name] for name in fields if name != "removed"}
 
 
+class LockedError(KnowledgeBaseError):
+    """Another builder has the lock."""
+
+
 class BuilderLock:
     """A file lock that one builder holds; re-entrant within its thread, released by the kernel if the process dies."""
 
@@ -148,7 +152,8 @@ class BuilderLock:
             wait: Seconds to wait for another builder.
 
         Raises:
-            KnowledgeBaseError: Another builder still holds it, or the folder is not writable.
+            LockedError: Another builder still holds it.
+            KnowledgeBaseError: The folder is not writable.
         """
         deadline = time.monotonic() + wait
         if not self._thread.acquire(timeout=wait):
@@ -186,8 +191,8 @@ class BuilderLock:
             pass
         return descriptor
 
-    def _refusal(self, holder: str) -> KnowledgeBaseError:
-        return KnowledgeBaseError(
+    def _refusal(self, holder: str) -> LockedError:
+        return LockedError(
             f"{self._path.parent} is being built by {holder}",
             expected="one builder at a time",
             fix="wait for it or stop it; a lock whose process has died is free",

@@ -1,4 +1,4 @@
-"""Owns fetching a base from the Hugging Face hub and putting it there; must not know what a base is used for."""
+"""Owns fetching a base from the Hugging Face hub or a bucket and putting it there; must not know its use."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from redi.errors import InputError, KnowledgeBaseError
+from redi.knowledge_base.bucket import Bucket, is_address
 from redi.knowledge_base.card import card_of
 from redi.knowledge_base.copying import copy_base
 from redi.knowledge_base.durable import replace_file
 from redi.knowledge_base.guard import read_file
 from redi.knowledge_base.hashes import FILE_NAME, MAX_BYTES, FileHashes, compare_files, differing_files, read_hashes
 from redi.knowledge_base.manifest import FILE_NAME as MANIFEST
+from redi.knowledge_base.mirror import Mirror
 
 if TYPE_CHECKING:
     from redi.knowledge_base.base import KnowledgeBase
@@ -27,19 +29,24 @@ _LOCAL_ONLY = ["lock", "previews/*", "*.torn", "*.tmp-*"]
 
 
 def fetch(source: str | PathLike[str], revision: str | None = None) -> Path:
-    """Return the folder of a base: the one named, or the cached download of a hub's dataset.
+    """Return the folder of a base: the one named, or the cached download of a hub's dataset or a bucket.
 
     Args:
-        source: A folder, or a hub id such as ``owner/name``.
+        source: A folder, ``s3://bucket/name``, or a hub id such as ``owner/name``.
         revision: Branch, tag or commit of the hub's dataset.
 
     Raises:
-        InputError: It is neither, or the hub does not give it.
+        InputError: It is none of these, or the hub does not give it.
+        KnowledgeBaseError: The bucket does not give it.
     """
-    if Path(source).is_dir():
+    if Path(source).is_dir() or is_address(source):
         if revision is not None:
-            raise InputError(f"revision {revision!r} of the folder {source}", expected="a revision of a hub id")
-        return Path(source)
+            raise InputError(f"revision {revision!r} of {source}", expected="a revision of a hub id")
+        if not is_address(source):
+            return Path(source)
+        mirror = Mirror(Bucket(source))
+        mirror.update()
+        return mirror.folder
     from huggingface_hub import snapshot_download
 
     repo_id = _hub_id(source)
@@ -56,13 +63,13 @@ def save(
     value_steps: Collection[int] | None = None,
     values: str | None = None,
 ) -> FileHashes:
-    """Copy a base, from a folder or from the hub, into a new folder; of a hub's, fetch only the value steps asked for.
+    """Copy a base, from a folder, a bucket or the hub, to a new place; of a hub's, fetch only value steps asked for.
 
     Whatever was fetched is compared with its ``hashes.json``, and every row is read and checked.
 
     Args:
-        source: A folder, or a hub id such as ``owner/name``.
-        target: A new or empty folder.
+        source: A folder, ``s3://bucket/name``, or a hub id such as ``owner/name``.
+        target: A new or empty folder, or ``s3://bucket/name``, with room for a copy on this machine.
         revision: Branch, tag or commit of the hub's dataset.
         value_steps: Which value steps to keep; all by default.
         values: Name of the codec to keep values with: "float16", "int8" or "nf4"; by default as they are.
@@ -75,7 +82,13 @@ def save(
         InputError: The source is no folder and no hub id, the hub does not give it, or there is no such codec.
         KnowledgeBaseError: A file was changed, the base is damaged, or the target is not free.
     """
-    if Path(source).is_dir() or value_steps is None:
+    if is_address(target):
+        mirror = Mirror(Bucket(target))
+        mirror.begin()
+        hashes = save(source, mirror.folder, revision=revision, value_steps=value_steps, values=values)
+        mirror.publish_new()
+        return hashes
+    if Path(source).is_dir() or is_address(source) or value_steps is None:
         folder = fetch(source, revision)
         _refuse(compare_files(folder), folder)
         return copy_base(folder, Path(target), value_steps, values)

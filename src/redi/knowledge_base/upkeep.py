@@ -6,14 +6,13 @@ import fnmatch
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from redi.errors import IncompatibleError, InputError, KnowledgeBaseError
 from redi.knowledge_base.base import KnowledgeBase
 from redi.knowledge_base.entries import Entry
-from redi.knowledge_base.manifest import FILE_NAME, Difference, Manifest, describe_differences, differences
+from redi.knowledge_base.manifest import Difference, Manifest, describe_differences, differences
 
 WAIT = 60.0
 """Seconds that upkeep waits for another process that writes."""
@@ -165,19 +164,18 @@ def like(base: KnowledgeBase, folder: str | PathLike[str], origin: Mapping[str, 
     Raises:
         KnowledgeBaseError: The folder holds something else.
     """
-    path = Path(folder)
-    if (path / FILE_NAME).exists():
-        found = KnowledgeBase.open(path)
+    if KnowledgeBase.exists(folder):
+        found = KnowledgeBase.open(folder)
         if found.manifest.identity.get(_INFORMATION, {}).get("origin") != dict(origin):
             raise KnowledgeBaseError(
-                f"{path} holds another knowledge base",
+                f"{folder} holds another knowledge base",
                 expected="a new or empty folder, or one that the same command began",
                 fix="choose another folder",
             )
         return found
     information = {**base.manifest.identity.get(_INFORMATION, {}), "origin": dict(origin)}
     manifest = replace(base.manifest, kb_id=uuid4().hex, identity={**base.manifest.identity, _INFORMATION: information})
-    return KnowledgeBase.create(path, manifest, base.noise_bank, base.references)
+    return KnowledgeBase.create(folder, manifest, base.noise_bank, base.references)
 
 
 def merge_into(folder: str | PathLike[str], sources: list[KnowledgeBase]) -> KnowledgeBase:
@@ -202,7 +200,7 @@ def split(base: KnowledgeBase, where: Where, folder: str | PathLike[str]) -> tup
     """
     with base.lock(WAIT):
         found = matching(base, where)
-        begun = (Path(folder) / FILE_NAME).exists()
+        begun = KnowledgeBase.exists(folder)
         if len(found) == len(base) or not (found or begun):
             raise InputError(f"a split with {len(found)} of {len(base)} entries", expected="some, not all")
         made = like(base, folder, {"split from": base.manifest.kb_id, "where": repr(where)})

@@ -1,0 +1,256 @@
+"""Owns the working copy of a base that is kept in a bucket: pull, change, publish; must not know what its files hold.
+
+The bucket is the truth. The copy is an ordinary folder, made to hold what the bucket's list names before every change,
+and every change becomes the bucket's whole, by one conditional PUT, or not at all: then somebody else was first, the
+copy is made to hold theirs, and the change is made again. What was not published is taken back the same way, so a
+process that is killed leaves nothing half done.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeVar
+
+from redi.errors import KnowledgeBaseError, warn
+from redi.knowledge_base.bucket import KEPT, Bucket, Head, StoredFile
+from redi.knowledge_base.durable import replace_file, writing
+from redi.knowledge_base.guard import hash_of, read_file
+from redi.knowledge_base.hashes import FileHash, file_names
+from redi.knowledge_base.ledger import BuilderLock, LockedError
+from redi.knowledge_base.manifest import FILE_NAME as MANIFEST
+
+LOOK_AGAIN = 30.0
+"""Seconds after which a reader looks whether the bucket's list is another."""
+
+_OF_THIS_MACHINE = ("uses.jsonl", "calibration.json")
+_STATE, _MAX_BYTES = "mirror.json", 1 << 28
+_AT_ONCE, _TRIES, _WAIT = 8, 60, 600.0
+_VERSIONS, _LEDGER = "entries.lance/_versions/", "ledger/"
+
+Changed = TypeVar("Changed")
+
+
+def cache_folder() -> Path:
+    """Return where working copies are: ``REDI_CACHE``, or ``redi`` in the user's cache folder."""
+    named = os.environ.get("REDI_CACHE")
+    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "redi"
+
+
+class Mirror:
+    """A bucket's base and its working copy on this machine; all but :meth:`update` only under the folder's lock.
+
+    Args:
+        bucket: Where the base is.
+    """
+
+    def __init__(self, bucket: Bucket) -> None:
+        self.bucket = bucket
+        place = sha256(f"{bucket.endpoint}\n{bucket.address}".encode()).hexdigest()[:16]
+        self._root = cache_folder() / place
+        self.folder = self._root / bucket.name.rsplit("/", 1)[-1]
+        self._head: Head | None = None
+        self._hashes: dict[str, tuple[tuple[int, int, int], FileHash]] = self._read_state()
+        self._looked, self._within = 0.0, False
+
+    def exists(self) -> bool:
+        """Whether the bucket holds a base at the address."""
+        return self.bucket.head() is not None
+
+    def begin(self) -> None:
+        """Empty the working copy for a new base.
+
+        Raises:
+            KnowledgeBaseError: The bucket holds one already, cannot be written to, or does not keep conditional PUT.
+        """
+        if self.exists():
+            raise self._taken()
+        self.bucket.check_conditional()
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with BuilderLock(self.folder / "lock").held():
+                for name in file_names(self.folder):
+                    (self.folder / name).unlink()
+
+    def publish_new(self) -> None:
+        """Publish the first state of a new base.
+
+        Raises:
+            KnowledgeBaseError: Somebody else has published one meanwhile.
+        """
+        if not self._push():
+            raise self._taken()
+
+    def _taken(self) -> KnowledgeBaseError:
+        return KnowledgeBaseError(
+            f"{self.bucket.address} holds a knowledge base already",
+            expected="an address without one",
+            fix="open it to go on building, or choose another address",
+        )
+
+    def look_again(self) -> None:
+        """Update, every :data:`LOOK_AGAIN` seconds at most; warn if that fails, since the copy is whole without it."""
+        if time.monotonic() - self._looked >= LOOK_AGAIN:
+            self._looked = time.monotonic()
+            try:
+                self.update()
+            except KnowledgeBaseError as error:
+                warn(f"going on with the copy of {self.bucket.address} that is here\n  {error}")
+
+    def update(self) -> None:
+        """Pull, unless a builder of this machine is at work, who keeps the copy up to date.
+
+        Raises:
+            KnowledgeBaseError: There is no base, it is damaged, or the bucket cannot be reached.
+        """
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        first = not (self.folder / MANIFEST).exists()
+        try:
+            with BuilderLock(self.folder / "lock").held(_WAIT if first else 0.0):
+                self.pull()
+        except LockedError:
+            if first:
+                raise
+        self._looked = time.monotonic()
+
+    def published(self, change: Callable[[], Changed], reload: Callable[[], None]) -> Changed:
+        """Make a change to the newest state and publish it; again, where somebody else was first.
+
+        Args:
+            change: Changes files of the folder; must be right to do again.
+            reload: Called when the folder has changed beneath the caller.
+
+        Raises:
+            KnowledgeBaseError: As of the change, or the bucket cannot be reached; nothing is published then. Or others
+                were first every time.
+        """
+        if self._within:
+            return change()
+        for attempt in range(_TRIES):
+            if self.pull():
+                reload()
+            self._within = True
+            try:
+                made = change()
+            finally:
+                self._within = False
+            if self._push():
+                return made
+            time.sleep(random.uniform(0, min(5.0, 0.05 * 2**attempt)))
+        raise KnowledgeBaseError(
+            f"{self.bucket.address} was changed by others {_TRIES} times in a row",
+            expected="fewer who write at once",
+            fix="try again; nothing is lost",
+        )
+
+    def pull(self) -> bool:
+        """Make the folder hold what the bucket's list names; return whether that changed it. A no-op in a change.
+
+        Raises:
+            KnowledgeBaseError: There is no base, it is damaged, the bucket cannot be reached, or the disk is full.
+        """
+        if self._within:
+            return False
+        head = self.bucket.head(self._head)
+        if head is None:
+            raise KnowledgeBaseError(
+                f"no knowledge base at {self.bucket.address}",
+                expected="one that redi put there",
+                fix="check the address, or build it (redi build --kb with that address)",
+            )
+        here, files = self._hashed(), {name: each for name, each in head.files.items() if _is_shared(name)}
+        wanted = sorted((name for name in files if here.get(name) != files[name].hash), key=_late)
+        stale = sorted(here.keys() - files.keys(), key=_late, reverse=True)
+        if wanted or stale:
+            self._replace({name: files[name] for name in wanted}, stale)
+        self._head = head
+        return bool(wanted or stale)
+
+    def _replace(self, wanted: dict[str, StoredFile], stale: list[str]) -> None:
+        """Fetch everything first, then put it in place so that a list of versions never names what is not there."""
+        with writing(self.folder), TemporaryDirectory(dir=self._root, prefix="incoming-") as place:
+            incoming = {name: Path(place) / str(number) for number, name in enumerate(wanted)}
+            with ThreadPoolExecutor(_AT_ONCE) as pool:
+                list(pool.map(lambda name: self.bucket.download(wanted[name], incoming[name]), wanted))
+            for name in stale:
+                if name.startswith(_VERSIONS):
+                    (self.folder / name).unlink()
+            for name, path in incoming.items():
+                target = self.folder / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(path, target)
+                self._hashes[name] = (_stamp(target), wanted[name].hash)
+            for name in stale:
+                (self.folder / name).unlink(missing_ok=True)
+        self._write_state()
+
+    def _push(self) -> bool:
+        """Publish the folder as it is; False if the bucket's list is not the one that was pulled."""
+        begun = time.monotonic()
+        here, known = self._hashed(), self._head.files if self._head else {}
+        files = {name: known[name] for name in here if name in known and known[name].hash == here[name]}
+        new = sorted(here.keys() - files.keys())
+        if not new and files.keys() == known.keys():
+            return True
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            objects = pool.map(lambda name: self.bucket.upload(self.folder / name), new)
+            files |= {name: StoredFile(here[name], object) for name, object in zip(new, objects, strict=True)}
+        if time.monotonic() - begun > KEPT.total_seconds() / 2:  # what was uploaded first may be taken for unused
+            return False
+        head = self.bucket.swap(files, self._head)
+        if head is None:
+            return False
+        self._head = head
+        self._write_state()
+        return True
+
+    def _hashed(self) -> dict[str, FileHash]:
+        """Return the hash of every file that the bucket shares, reading only those that have changed."""
+        found = {}
+        with writing(self.folder):
+            for name in file_names(self.folder):
+                if _is_shared(name):
+                    path = self.folder / name
+                    stamp = _stamp(path)
+                    known = self._hashes.get(name)
+                    if known is None or known[0] != stamp:
+                        self._hashes[name] = known = (stamp, FileHash(stamp[0], hash_of(path)))
+                    found[name] = known[1]
+        self._hashes = {name: self._hashes[name] for name in found}
+        return found
+
+    def _write_state(self) -> None:
+        known = {name: [*stamp, each.sha256] for name, (stamp, each) in self._hashes.items()}
+        replace_file(self._root / _STATE, json.dumps(known).encode())
+
+    def _read_state(self) -> dict[str, tuple[tuple[int, int, int], FileHash]]:
+        try:
+            known = json.loads(read_file(self._root / _STATE, _MAX_BYTES))
+            return {name: ((size, at, file), FileHash(size, sha)) for name, (size, at, file, sha) in known.items()}
+        except (OSError, ValueError, TypeError, AttributeError, KnowledgeBaseError):
+            return {}  # it only saves reading
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns, found.st_ino
+
+
+def _is_shared(name: str) -> bool:
+    top, _, below = name.partition("/")
+    if top in ("index", "previews", ".cache"):
+        return name == "index/leave_one_out.safetensors"
+    return (bool(below) or top not in (*_OF_THIS_MACHINE, "lock", "hashes.json")) and ".tmp-" not in name
+
+
+def _late(name: str) -> int:
+    """Order files so that what names others comes after them."""
+    return 3 if name == MANIFEST else 2 if name.startswith(_LEDGER) else 1 if name.startswith(_VERSIONS) else 0

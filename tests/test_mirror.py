@@ -1,0 +1,355 @@
+"""Claims about bases in a bucket: nothing lost, doubled or foreign, whoever writes and dies. A real server, real files.
+
+A *machine* here is a working copy of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import object_store
+from redi.building.status import build_status
+from redi.cli.app import app
+from redi.errors import InputError, KnowledgeBaseError, RediWarning
+from redi.knowledge_base import KnowledgeBase, mirror, sharing, upkeep
+from redi.knowledge_base.bucket import Bucket
+from redi.knowledge_base.growth import Growth, add_grown
+from small_base import ROWS, check_contents, create, filled, unit_batch
+from tiny import tiny_pipeline
+from tiny_build import PROMPTS, build_tiny, server
+
+OnMachine = Callable[[str], None]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    with object_store.serving(tmp_path_factory.mktemp("server") / "log") as environment:
+        yield environment
+
+
+@pytest.fixture
+def on(store: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OnMachine:
+    """Go on as another machine: what is opened from now on has its working copy there."""
+    for name, value in store.items():
+        monkeypatch.setenv(name, value)
+
+    def machine(name: str) -> None:
+        monkeypatch.setenv("REDI_CACHE", str(tmp_path / name))
+
+    machine("first")
+    return machine
+
+
+@pytest.fixture
+def address(on: OnMachine) -> str:
+    return f"s3://{object_store.BUCKET}/folder/{uuid4().hex}"
+
+
+def test_a_base_in_a_bucket_is_what_it_is_in_a_folder(address: str, on: OnMachine) -> None:
+    assert not KnowledgeBase.exists(address)
+    base = filled(address)
+    check_contents(base, 4)
+    assert base.address == address
+    base.finish()
+    on("second")
+    assert KnowledgeBase.exists(address)
+    other = KnowledgeBase.open(address)
+    check_contents(other, 4)
+    assert other.path != base.path
+    assert torch.equal(other.leave_one_out(2), base.leave_one_out(2))
+    found = other.search(other.keys([3, 9], 1), other.noise_ids()[[3, 9]].tolist(), 1, 1)
+    assert found.rows.flatten().tolist() == [3, 9]
+    assert build_status(address).entries == 4 * ROWS
+    with pytest.raises(KnowledgeBaseError, match="holds a knowledge base already"):
+        create(address)
+
+
+def test_opening_again_fetches_nothing_that_is_there(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(address)
+    monkeypatch.setattr(Bucket, "download", None)
+    check_contents(KnowledgeBase.open(address), 4)
+
+
+def test_machines_that_take_turns_build_on_what_the_other_did(address: str, on: OnMachine) -> None:
+    first = create(address)
+    on("second")
+    second = KnowledgeBase.open(address)
+    for unit in range(6):
+        (first, second)[unit % 2].add_unit(unit, unit_batch(unit))
+    second.add_unit(0, unit_batch(0))
+    check_contents(second, 6)
+    on("third")
+    check_contents(KnowledgeBase.open(address), 6)
+
+
+def test_who_comes_second_makes_the_change_again(address: str, on: OnMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = create(address)
+    on("second")
+    second = KnowledgeBase.open(address)
+    stock, calls = Bucket.swap, []
+
+    def overtaken(bucket: Bucket, *args: Any) -> Any:
+        monkeypatch.setattr(Bucket, "swap", stock)
+        second.add_unit(0, unit_batch(0))
+        second.add_unit(1, unit_batch(1))
+        calls.append(1)
+        return stock(bucket, *args)
+
+    monkeypatch.setattr(Bucket, "swap", overtaken)
+    assert first.add_unit(1, unit_batch(1)).rows == ROWS
+    assert calls
+    check_contents(first, 2)
+    first.add_unit(2, unit_batch(2))
+    on("third")
+    check_contents(KnowledgeBase.open(address), 3)
+
+
+def test_a_change_that_was_not_published_is_taken_back(address: str) -> None:
+    base = create(address)
+    base.add_unit(0, unit_batch(0))
+    alone = KnowledgeBase.open(base.path)  # as a process that dies before it publishes
+    alone.add_unit(1, unit_batch(1))
+    alone.add_unit(2, unit_batch(2))
+    shutil.copy(base.path / "manifest.json", base.path / "noise" / "left-over")
+    again = KnowledgeBase.open(address)
+    check_contents(again, 1)
+    assert not (base.path / "noise" / "left-over").exists()
+    again.add_unit(1, unit_batch(1))
+    check_contents(again, 2)
+
+
+def test_a_damaged_working_copy_is_made_whole(address: str) -> None:
+    base = filled(address)
+    data = sorted((base.path / "entries.lance" / "data").iterdir())
+    data[0].write_bytes(data[0].read_bytes()[::-1])
+    data[1].unlink()
+    (base.path / "manifest.json").unlink()
+    check_contents(KnowledgeBase.open(address), 4)
+
+
+def test_a_reader_sees_what_another_machine_added_after_a_while(
+    address: str, on: OnMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = create(address)
+    on("second")
+    reader = KnowledgeBase.open(address)
+    base.add_unit(0, unit_batch(0))
+    assert len(reader.current()) == 0
+    monkeypatch.setattr(mirror, "LOOK_AGAIN", 0.0)
+    seen = reader.current()
+    check_contents(seen, 1)
+    monkeypatch.setattr(Bucket, "head", lambda *_: (_ for _ in ()).throw(KnowledgeBaseError("the network is down")))
+    with pytest.warns(RediWarning, match="going on with the copy"):
+        assert len(seen.current()) == ROWS
+
+
+def test_upkeep_reaches_the_bucket(address: str, on: OnMachine, tmp_path: Path) -> None:
+    base = filled(address)
+    gone = upkeep.remove(base, upkeep.Where.parse(["noise=0"]))
+    assert len(gone) == 8
+    before = _objects(address)
+    base.compact(grace=timedelta(0))
+    assert len(_objects(address)) > len(before)  # what others may still read stays for a day
+    assert Bucket(address).drop_unused(timedelta(0)) > 0
+    named = {each.object for each in Bucket(address).head().files.values()}  # type: ignore[union-attr]
+    assert _objects(address) == named
+    on("second")
+    assert len(KnowledgeBase.open(address)) == 4 * ROWS - 8
+    moved, count = upkeep.split(KnowledgeBase.open(address), upkeep.Where.parse(["noise=1"]), f"{address}-part")
+    assert (moved.address, count) == (f"{address}-part", 8)
+    on("third")
+    assert len(KnowledgeBase.open(address)) == len(KnowledgeBase.open(f"{address}-part")) == 8
+    merged = upkeep.merge_into(tmp_path / "merged", [KnowledgeBase.open(address), KnowledgeBase.open(moved.address)])
+    assert len(merged) == 16
+    assert merged.verify().clean
+
+
+def test_bases_are_copied_to_buckets_and_back(address: str, on: OnMachine, tmp_path: Path) -> None:
+    filled(tmp_path / "folder").save_pretrained(address)
+    on("second")
+    check_contents(KnowledgeBase.from_pretrained(address), 4)
+    sharing.save(address, tmp_path / "back", value_steps=(7,))
+    assert KnowledgeBase.open(tmp_path / "back").plan.value_steps == (7,)
+    with pytest.raises(KnowledgeBaseError, match="holds a knowledge base already"):
+        sharing.save(tmp_path / "back", address)
+    with pytest.raises(InputError, match="revision"):
+        KnowledgeBase.from_pretrained(address, revision="main")
+
+
+def test_pictures_that_ran_in_full_grow_it(address: str, on: OnMachine) -> None:
+    base = filled(address)
+    add_grown(base, unit_batch(4), Growth(capacity=4 * ROWS), {(0, 0): (3, 2.0)}, 1.0)
+    assert len(base) == 4 * ROWS - 1  # room for a twentieth more is made
+    on("second")
+    other = KnowledgeBase.open(address)
+    assert other.names() == base.names()
+    assert torch.equal(other.leave_one_out(1), base.leave_one_out(1))
+
+
+def test_a_build_goes_to_the_bucket_and_goes_on_from_there(address: str, on: OnMachine, tmp_path: Path) -> None:
+    pipe = tiny_pipeline(tmp_path / "model")
+    kb = build_tiny(pipe, Path(address))  # pathlib makes one slash of two
+    assert kb.address == address
+    assert kb.prompts(range(20)) == PROMPTS
+    on("second")
+    again = build_tiny(pipe, address)  # type: ignore[arg-type]
+    assert len(again) == 20
+    torch.testing.assert_close(again.values(range(20), 8), kb.values(range(20), 8), rtol=0, atol=0)
+    told = CliRunner().invoke(app, ["inspect", address, "--verify"])
+    assert told.exit_code == 0, told.output
+    assert "20" in told.output
+
+
+def test_builders_on_several_machines_are_killed_and_every_entry_is_there_once(
+    address: str, on: OnMachine, tmp_path: Path
+) -> None:
+    units, kills = 24, 0
+    create(address)
+    context, moments = server(), random.Random(0)
+    for attempt in range(30):
+        machines = []
+        for name in ("first", "second"):
+            here, there = context.Pipe()
+            caught = (str(tmp_path / name), address, units, there)
+            machines.append((context.Process(target=object_store.build_elsewhere, args=caught), here))
+            machines[-1][0].start()
+        for _, channel in machines:
+            assert channel.recv() == "started"
+        for process, _ in machines:
+            process.join(None if attempt >= 4 else moments.uniform(0, 0.3))
+            if process.is_alive():
+                kills += 1
+                process.kill()
+                process.join()
+        if all(process.exitcode == 0 for process, _ in machines):
+            break
+    assert kills >= 4
+    on("third")
+    check_contents(KnowledgeBase.open(address), units)
+
+
+def test_machines_that_grow_one_base_lose_nothing(address: str, on: OnMachine, tmp_path: Path) -> None:
+    create(address)
+    context = server()
+    machines = [
+        context.Process(target=object_store.grow_elsewhere, args=(str(tmp_path / name), address, first))
+        for name, first in (("second", 0), ("third", 4))
+    ]
+    for each in machines:
+        each.start()
+    for each in machines:
+        each.join()
+        assert each.exitcode == 0
+    base = KnowledgeBase.open(address)
+    wanted = sorted(f"prompt {unit}/{slot}" for unit in range(10) for slot in range(ROWS))
+    assert sorted(base.prompts(range(len(base)))) == wanted
+    assert base.verify().clean
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda head: head.update(version=7), "version 7"),
+        (lambda head: head.pop("files"), "no files"),
+        (lambda head: head["files"].update({"../../x": head["files"]["manifest.json"]}), "the name"),
+        (lambda head: head["files"].update({"/x": head["files"]["manifest.json"]}), "the name"),
+        (lambda head: head["files"]["manifest.json"].update(object="../../secret"), "the object"),
+        (lambda head: head["files"]["manifest.json"].update(object=None), "the object"),
+        (lambda head: head["files"]["manifest.json"].update(size=-1), "the size"),
+        (lambda head: head["files"]["manifest.json"].update(sha256="00"), "the hash"),
+        (lambda head: head["files"]["manifest.json"].update(sha256="0" * 64), "was changed"),
+        (lambda head: head["files"]["manifest.json"].update(size=2**60), "cannot read"),
+        (lambda head: head["files"].update({"noise": head["files"]["manifest.json"]}), "cannot write"),
+        (lambda head: head["files"].update({"lock": head["files"]["manifest.json"]}), None),
+    ],
+)
+def test_a_strangers_list_ends_in_an_error_and_touches_nothing_else(
+    address: str, on: OnMachine, tmp_path: Path, change: Callable[[Any], Any], message: str | None
+) -> None:
+    filled(address)
+    store = Bucket(address)._store
+    head = json.loads(bytes(store.get("head.json").bytes()))
+    change(head)
+    store.put("head.json", json.dumps(head).encode())
+    on("second")
+    before = {path for path in tmp_path.rglob("*") if (tmp_path / "second") not in path.parents}
+    if message is None:
+        check_contents(KnowledgeBase.open(address), 4)
+    else:
+        with pytest.raises(KnowledgeBaseError, match=message):
+            KnowledgeBase.open(address)
+    assert {path for path in tmp_path.rglob("*") if (tmp_path / "second") not in path.parents} - before <= {
+        tmp_path / "second"
+    }
+
+
+def test_a_list_that_is_no_json_is_an_error(address: str, on: OnMachine) -> None:
+    filled(address)
+    for text in (b"", b"[]", b"{", b"[" * 100_000, b"\xff\xfe"):
+        Bucket(address)._store.put("head.json", text)
+        on(uuid4().hex)
+        with pytest.raises(KnowledgeBaseError, match=r"head.json cannot be read"):
+            KnowledgeBase.open(address)
+
+
+def test_what_cannot_be_reached_is_told(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(KnowledgeBaseError, match="no knowledge base at"):
+        KnowledgeBase.open(address)
+    with pytest.raises(KnowledgeBaseError, match="NoSuchBucket"):
+        KnowledgeBase.open("s3://nobody/base")
+    for wrong in ("s3://", "s3://bucket", "s3://bucket/", "s3:/"):
+        with pytest.raises(KnowledgeBaseError, match="s3://bucket/name-of-the-base"):
+            KnowledgeBase.open(wrong)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr("redi.knowledge_base.bucket._RETRIES", 0)
+    with pytest.raises(KnowledgeBaseError, match="AWS_ENDPOINT_URL"):
+        KnowledgeBase.open(address)
+
+
+def test_a_store_that_overwrites_in_spite_of_a_condition_is_refused_before_any_call(
+    on: OnMachine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = tiny_pipeline(tmp_path / "model")
+    monkeypatch.setattr(pipe.unet, "forward", None)
+    with object_store.careless() as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        with pytest.raises(KnowledgeBaseError, match="overwrites an object in spite of If-None-Match"):
+            build_tiny(pipe, "s3://bases/base")  # type: ignore[arg-type]
+
+
+def test_a_build_whose_network_breaks_goes_on_when_it_is_back(
+    address: str, on: OnMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = create(address)
+    base.add_unit(0, unit_batch(0))
+
+    def broken(*_: Any) -> None:
+        raise KnowledgeBaseError("cannot write: the network is down")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bucket, "swap", broken)
+        with pytest.raises(KnowledgeBaseError, match="the network is down"):
+            base.add_unit(1, unit_batch(1))
+    base.add_unit(2, unit_batch(2))
+    assert base.completed_units() == {0, 2}
+    base.add_unit(1, unit_batch(1))
+    on("second")
+    other = KnowledgeBase.open(address)
+    assert sorted(other.completed_units()) == [0, 1, 2]
+    assert other.verify().clean
+
+
+def _objects(address: str) -> set[str]:
+    listed = Bucket(address)._store.list("objects")
+    return {each["path"].rsplit("/", 1)[-1] for part in listed for each in part}
