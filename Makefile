@@ -8,6 +8,7 @@
 #   make bench-overhead   cost of an enabled but abstaining engine (part of make bench)
 #   make bench-kill   kill a build twenty times and count what is left
 #   make bench-build  kill workers and drivers of a build on a cluster twenty times and compare what is left
+#   make bench-growth    what growing costs an image, and how soon it is found
 #   make bench-eviction  compare what a full base lets go, on a replayed stream of requests
 #   make soak         grow, read and compact one base while processes are killed, for half an hour (SOAK=2: two minutes)
 #   make bench-fuzz   feed the reader of bases damaged files for ten minutes (MINUTES=2: for two)
@@ -35,7 +36,7 @@ INSTALLED := $(VENV)/.installed
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export DO_NOT_TRACK ?= 1
 
-.PHONY: venv demo test check bench bench-batches bench-overhead bench-gate bench-search bench-style bench-kill bench-build bench-fuzz bench-operations bench-eviction soak figures report docs clean
+.PHONY: venv demo test check bench bench-batches bench-overhead bench-gate bench-search bench-style bench-kill bench-build bench-fuzz bench-operations bench-growth bench-eviction soak figures report docs clean
 .DEFAULT_GOAL := demo
 
 venv: $(INSTALLED)
@@ -82,6 +83,9 @@ bench-kill: $(INSTALLED)
 
 bench-build: $(INSTALLED)
 	$(BIN)/python benchmarks/build.py --out bench
+
+bench-growth: $(INSTALLED)
+	$(BIN)/python benchmarks/growth.py --out bench
 
 bench-eviction: $(INSTALLED)
 	$(BIN)/python benchmarks/eviction.py --out bench

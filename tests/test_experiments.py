@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from diffusers import DPMSolverMultistepScheduler
 from typer.testing import CliRunner
 
 from redi.cli.app import app
@@ -20,7 +23,8 @@ from redi.experiments.quality import difference, figures
 from redi.experiments.report import write_report
 from redi.experiments.runner import experiment, run_study
 from redi.experiments.sample_files import Samples
-from redi.experiments.sampling import Recording, Scale, Solver, plain, redi
+from redi.experiments.sampling import SPACING, Recording, Scale, Solver, plain, redi
+from redi.experiments.spacings import TIMESTEPS
 from redi.experiments.studies import STUDIES, Claim, Study
 from redi.metrics import Reference
 from redi.miniature.evaluation import bundled_evaluator
@@ -71,6 +75,26 @@ def test_a_sampling_that_is_there_is_not_run_again(laboratory: Laboratory, resul
     assert laboratory.cost([plain("dpm", 5)]).calls == 5 * 4 * 2
     other = replace(laboratory, scale=replace(TINY, prompts=5))
     assert other.cost([FULL]).calls == 6 * 5 * 2, "another scale's samples are other samples"
+
+
+@pytest.mark.parametrize("name", ["quadratic", "align-your-steps"])
+def test_a_spacing_of_timesteps_is_what_the_solver_runs_on(
+    laboratory: Laboratory, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[int]] = []
+    stock = DPMSolverMultistepScheduler.set_timesteps
+
+    @wraps(stock)
+    def noted(scheduler: DPMSolverMultistepScheduler, *args: Any, **options: Any) -> None:
+        stock(scheduler, *args, **options)
+        seen.append(scheduler.timesteps.tolist())
+
+    monkeypatch.setattr(DPMSolverMultistepScheduler, "set_timesteps", noted)
+    sampling = plain("dpm", 4, **{SPACING: name})
+    assert sampling.label == f"dpm-4 {name}"
+    assert set(laboratory.sample(sampling, 0).calls) == {4}
+    assert seen[-1] == TIMESTEPS[name](4)
+    assert sorted(seen[-1], reverse=True) == seen[-1]
 
 
 def test_replicates_have_other_prompts_noises_and_entries_and_no_twins(laboratory: Laboratory, results: Path) -> None:

@@ -255,7 +255,7 @@ class Laboratory:
                 counted = 0
                 pictures += pipe(
                     prompts[batch],
-                    num_inference_steps=sampling.solver.steps,
+                    **sampling.solver.schedule,
                     guidance_scale=self.subject.guidance,
                     latents=starts(pipe, noises, noise_ids[batch]),
                 ).images
@@ -310,8 +310,8 @@ class Laboratory:
 
     def _pipeline(self, solver: Solver) -> Any:
         pipe = self.subject.pipeline(solver.name, self.device)
-        if solver.settings:
-            pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **dict(solver.settings))
+        if solver.config:
+            pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **solver.config)
         return pipe
 
     def noise_ids(self, count: int) -> list[int]:

@@ -20,6 +20,7 @@ from redi.experiments.gate_section import gate_section
 from redi.experiments.pareto_section import pareto
 from redi.experiments.plots import plotted
 from redi.experiments.runner import EXPERIMENTS
+from redi.experiments.sampling import settings_told
 from redi.experiments.styles_section import styles_section
 from redi.experiments.subjects import Miniature
 from redi.results import write_file
@@ -202,8 +203,7 @@ def _families(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, 
     families: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         solver, jump = row["sampling"]["solver"], row["sampling"]["jump"]
-        spacing = "".join(f" {name}" for name, _ in solver["settings"])
-        name = f"{solver['name']}{spacing}"
+        name = " ".join(filter(None, (solver["name"], settings_told(solver["settings"]))))
         if jump:
             count = f" H={jump['neighbors']}" if jump["neighbors"] else ""
             name = f"ReDi on {name}-{solver['steps']}, key {jump['key_step']}, {jump['weights']}{count}"

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
+from redi.experiments.spacings import TIMESTEPS
+
 _SPACINGS = {"use_karras_sigmas": "karras", "use_lu_lambdas": "log-SNR"}
+SPACING = "spacing"
+"""The setting that is not the scheduler's but names timesteps of :mod:`redi.experiments.spacings`."""
 _KEYS = {"trajectory": "", "text": ", text key", "random": ", random neighbours"}
 
 
@@ -18,12 +23,23 @@ class Solver:
     Attributes:
         name: One of :data:`redi.pipelines.SCHEDULERS`.
         steps: Of its schedule.
-        settings: Of the scheduler's config, such as the spacing of its steps.
+        settings: Of the scheduler's config, such as the spacing of its steps; or :data:`SPACING`.
     """
 
     name: str
     steps: int
     settings: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def schedule(self) -> dict[str, Any]:
+        """How a pipeline is asked for the steps: their number, or the timesteps."""
+        spacing = dict(self.settings).get(SPACING)
+        return {"timesteps": TIMESTEPS[spacing](self.steps)} if spacing else {"num_inference_steps": self.steps}
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What differs in the scheduler's config."""
+        return {name: value for name, value in self.settings if name != SPACING}
 
 
 @dataclass(frozen=True)
@@ -84,7 +100,7 @@ class Sampling:
     @property
     def label(self) -> str:
         """A name for tables."""
-        spacing = " ".join(_SPACINGS.get(name, f"{name}={value}") for name, value in self.solver.settings)
+        spacing = settings_told(self.solver.settings)
         solver = " ".join(filter(None, (f"{self.solver.name}-{self.solver.steps}", spacing)))
         if self.jump is None:
             return solver
@@ -95,6 +111,13 @@ class Sampling:
         count = f" H={jump.neighbors}" if jump.neighbors else ""
         kept = "" if jump.recording.values == "float16" else f", {jump.recording.values} values"
         return f"ReDi {solver} {jump.key_step}->{jump.value_step} {jump.weights}{count}{_KEYS[jump.key]}{kept}"
+
+
+def settings_told(settings: Iterable[tuple[str, Any]]) -> str:
+    """Return a solver's settings as tables name them."""
+    named = ("timestep_spacing", SPACING)
+    told = (value if name in named else _SPACINGS.get(name, f"{name}={value}") for name, value in settings)
+    return " ".join(map(str, told))
 
 
 def plain(name: str, steps: int, **settings: Any) -> Sampling:

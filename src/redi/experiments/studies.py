@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-from redi.experiments.sampling import Recording, Sampling, Solver, plain, redi
+from redi.experiments.sampling import SPACING, Recording, Sampling, Solver, plain, redi
+from redi.experiments.spacings import TIMESTEPS
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ DPM = Recording(Solver("dpm", 20), (5,), (8, 10, 13, 15))
 SHORTEST = Recording(Solver("dpm", 5), (1, 2), (3, 4))
 SHORT = Recording(Solver("dpm", 10), (1, 2, 3), (4, 5, 6, 7, 8, 9))
 _EVEN: dict[str, bool] = {}
-_KARRAS, _LOG_SNR = {"use_karras_sigmas": True}, {"use_lu_lambdas": True}
+_KARRAS, _LOG_SNR, _TRAILING = {"use_karras_sigmas": True}, {"use_lu_lambdas": True}, {"timestep_spacing": "trailing"}
 _FEW = (3, 4, 5, 6, 7, 8, 10)
 
 
@@ -114,7 +116,13 @@ def table3() -> Study:
 def rivals() -> Study:
     """What the paper left out: fast solvers with the same few calls, in several spacings, against ReDi on them."""
     full = plain("dpm", 20)
-    spacings = (_EVEN, _KARRAS, _LOG_SNR)
+    spacings: tuple[Mapping[str, Any], ...] = (
+        _EVEN,
+        _KARRAS,
+        _LOG_SNR,
+        _TRAILING,
+        *({SPACING: name} for name in TIMESTEPS),
+    )
     plains = [plain("dpm", calls, **spacing) for spacing in spacings for calls in _FEW]
     plains += [plain("unipc", calls, **spacing) for spacing in (_EVEN, _KARRAS) for calls in _FEW]
     plains += [plain(name, calls) for name in ("ddim", "euler", "deis") for calls in _FEW]
