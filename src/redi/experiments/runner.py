@@ -58,7 +58,7 @@ def run_study(
         results: Folder of the results.
         tell: Told the cost before the first run, and each figure as it comes.
         only: Pattern (as of a shell) of the labels of rows to run; of the others, what the file says is kept, and so
-            are claims on them. A row that the file lacks is run.
+            are claims on them. A row that the file lacks is run. The sheet stays that of the last whole run.
 
     Returns:
         What the JSON file holds.
@@ -111,7 +111,9 @@ def run_study(
         "sheet": f"{scale.name}/{study.name}.png",
     }
     write_json(file, result)
-    write_picture(results / scale.name / f"{study.name}.png", _sheet(study, laboratory, made))
+    sheet = results / scale.name / f"{study.name}.png"
+    if not sheet.exists() or all(sampling.label in made for sampling in study.samplings):
+        write_picture(sheet, _sheet(study, laboratory, made))
     return result
 
 
