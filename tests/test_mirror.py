@@ -138,6 +138,17 @@ def test_a_damaged_working_copy_is_made_whole(address: str) -> None:
     check_contents(KnowledgeBase.open(address), 4)
 
 
+def test_entries_that_only_the_copy_holds_are_set_aside(address: str) -> None:
+    base = filled(address)
+    Bucket(address)._store.delete("head.json")
+    with pytest.warns(RediWarning, match="held entries: they are in") as caught:
+        create(address).add_unit(0, unit_batch(0))
+    check_contents(KnowledgeBase.open(address), 1)
+    aside = str(caught[0].message).rsplit(" ", 1)[-1]
+    assert Path(aside).parent == base.path.parent
+    check_contents(KnowledgeBase.open(aside), 4)
+
+
 def test_a_reader_sees_what_another_machine_added_after_a_while(
     address: str, on: OnMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,7 +189,11 @@ def test_upkeep_reaches_the_bucket(address: str, on: OnMachine, tmp_path: Path) 
 def test_bases_are_copied_to_buckets_and_back(address: str, on: OnMachine, tmp_path: Path) -> None:
     filled(tmp_path / "folder").save_pretrained(address)
     on("second")
-    check_contents(KnowledgeBase.from_pretrained(address), 4)
+    fetched = KnowledgeBase.from_pretrained(address)
+    check_contents(fetched, 4)
+    fetched.add_unit(4, unit_batch(4))
+    on("third")
+    check_contents(KnowledgeBase.open(address), 5)
     sharing.save(address, tmp_path / "back", value_steps=(7,))
     assert KnowledgeBase.open(tmp_path / "back").plan.value_steps == (7,)
     with pytest.raises(KnowledgeBaseError, match="holds a knowledge base already"):

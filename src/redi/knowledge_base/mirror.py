@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,13 +19,14 @@ from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar
+from uuid import uuid4
 
 from redi.errors import KnowledgeBaseError, warn
 from redi.knowledge_base.bucket import KEPT, Bucket, Head, StoredFile
 from redi.knowledge_base.durable import replace_file, writing
 from redi.knowledge_base.guard import hash_of, read_file
 from redi.knowledge_base.hashes import FileHash, file_names
-from redi.knowledge_base.ledger import BuilderLock, LockedError
+from redi.knowledge_base.ledger import BuilderLock, Ledger, LockedError
 from redi.knowledge_base.manifest import FILE_NAME as MANIFEST
 
 LOOK_AGAIN = 30.0
@@ -65,7 +67,7 @@ class Mirror:
         return self.bucket.head() is not None
 
     def begin(self) -> None:
-        """Empty the working copy for a new base.
+        """Empty the working copy for a new base; entries that only it holds are set aside, with a warning.
 
         Raises:
             KnowledgeBaseError: The bucket holds one already, cannot be written to, or does not keep conditional PUT.
@@ -76,6 +78,11 @@ class Mirror:
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             with BuilderLock(self.folder / "lock").held():
+                if (self.folder / MANIFEST).exists() and Ledger(self.folder / "ledger").records:
+                    aside = self.folder.with_name(f"{self.folder.name}-{uuid4().hex[:8]}")
+                    os.rename(self.folder, aside)
+                    warn(f"{self.bucket.address} is empty, but the copy of it here held entries: they are in {aside}")
+                    self.folder.mkdir()
                 for name in file_names(self.folder):
                     (self.folder / name).unlink()
 
@@ -176,6 +183,8 @@ class Mirror:
 
     def _replace(self, wanted: dict[str, StoredFile], stale: list[str]) -> None:
         """Fetch everything first, then put it in place so that a list of versions never names what is not there."""
+        for left in self._root.glob("incoming-*"):
+            shutil.rmtree(left)
         with writing(self.folder), TemporaryDirectory(dir=self._root, prefix="incoming-") as place:
             incoming = {name: Path(place) / str(number) for number, name in enumerate(wanted)}
             with ThreadPoolExecutor(_AT_ONCE) as pool:
