@@ -13,6 +13,7 @@ from redi.experiments.estimators import ESTIMATORS, mean_of_noise
 from redi.experiments.laboratory import Laboratory
 from redi.experiments.report import write_report
 from redi.experiments.sampling import Recording, Scale, Solver
+from redi.experiments.wider_estimators import WIDER, Seen, kriging
 
 TINY = Scale("tiny", prompts=4, entries=12, noises=2, replicates=1, reference=40)
 SMOOTH = [name for name in ESTIMATORS if "kriging" in name or "regression" in name or "ridge" in name]
@@ -38,6 +39,31 @@ def test_every_estimator_knows_more_than_the_noise_alone() -> None:
     unit, *others = ESTIMATORS.values()
     known = (unit(queries, keys, values) - truth).norm()
     assert all((each(queries, keys, values) - truth).norm() < known for each in others)
+
+
+@pytest.mark.parametrize("name", WIDER)
+def test_wider_estimators_find_a_linear_map_and_an_entrys_own_value(name: str) -> None:
+    (keys, values), (queries, truth) = _linear(300), _linear(5, seed=1)
+    texts, asking = torch.zeros(300, 2), torch.zeros(5, 2)
+    texts[:, 0], asking[:, 0] = torch.linspace(0, 1e-3, 300), torch.linspace(0, 1e-3, 5)
+    entries = Seen(keys, 0.9 * keys, texts)
+    unit = (mean_of_noise(queries, keys, values) - truth).norm()
+    found = WIDER[name](entries, Seen(queries, 0.9 * queries, asking), values)
+    assert (found - truth).norm() < 0.35 * unit
+    own = WIDER[name](entries, Seen(keys[:3], 0.9 * keys[:3], texts[:3]), values)
+    assert (own - values[:3]).norm() < 0.05 * unit
+
+
+def test_what_is_left_of_the_step_before_is_carried_by_a_scale_of_its_own() -> None:
+    draw = torch.Generator().manual_seed(3)
+    keys, before, queries, earlier = (torch.randn(count, 64, generator=draw) for count in (200, 200, 5, 5))
+    values = 0.5 * keys - 2.0 * before  # of white noise the weights tell nothing
+    texts = torch.zeros(200, 1)
+    one, two = (
+        kriging(Seen(keys, before, texts), Seen(queries, earlier, texts[:5]), values, lags=lags) for lags in (1, 2)
+    )
+    truth = 0.5 * queries - 2.0 * earlier
+    assert (two - truth).norm() < 0.01 * truth.norm() < (one - truth).norm()
 
 
 @pytest.fixture(scope="module")

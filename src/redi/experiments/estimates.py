@@ -16,6 +16,7 @@ from redi.experiments.estimators import ESTIMATORS, Estimator
 from redi.experiments.laboratory import Laboratory
 from redi.experiments.sampling import Recording
 from redi.experiments.studies import SHORT
+from redi.experiments.wider_estimators import WIDER, Seen
 from redi.identity import library_versions
 from redi.metrics import mean_interval
 from redi.results import write_json
@@ -86,10 +87,12 @@ def _measured(
     of_entry = torch.from_numpy(base.noise_ids())
     of_query = torch.tensor(laboratory.noise_ids(len(paths[value_step])))
     truth = paths[value_step].flatten(1)
-    found: dict[str, Tensor] = {name: torch.empty_like(truth) for name in (*ESTIMATORS, _POOLED)}
+    found: dict[str, Tensor] = {name: torch.empty_like(truth) for name in (*ESTIMATORS, _POOLED, *WIDER)}
     ahead = key_step - 1 in recording.key_steps
     if ahead:
         found[_AHEAD] = torch.empty_like(truth)
+    texts = laboratory.texts(base.prompts(range(len(base))))
+    asking = laboratory.texts(list(laboratory.prompts(replicate)))
     every = {step: base.keys(range(len(base)), step).flatten(1) for step in recording.key_steps}
     values = base.values(range(len(base)), value_step).flatten(1)
     center, middle = (_noise_means(each, of_entry) for each in (every[key_step], values))
@@ -102,8 +105,12 @@ def _measured(
         keys, queries = every[key_step][rows], paths[key_step].flatten(1)[asked]
         for name, estimator in ESTIMATORS.items():
             found[name][asked] = estimator(queries, keys, values[rows])
-        if ahead:
-            before, earlier = every[key_step - 1][rows], paths[key_step - 1].flatten(1)[asked]
+        before = every[key_step - 1][rows] if ahead else None
+        earlier = paths[key_step - 1].flatten(1)[asked] if ahead else None
+        entries, seen = Seen(keys, before, texts[rows]), Seen(queries, earlier, asking[asked])
+        for name, wider in WIDER.items():
+            found[name][asked] = wider(entries, seen, values[rows])
+        if before is not None and earlier is not None:
             default: Estimator = ESTIMATORS[DEFAULT]
             found[_AHEAD][asked] = default(2 * queries - earlier, 2 * keys - before, values[rows])
     return {name: (each - truth).norm(dim=1).double().numpy() for name, each in found.items()}

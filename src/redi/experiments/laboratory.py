@@ -23,7 +23,7 @@ from redi.attachment import quiet
 from redi.errors import InputError
 from redi.experiments.costs import Cost, cost
 from redi.experiments.divergence import Divergence, measure
-from redi.experiments.other_keys import distance_at_value, estimates, run_to
+from redi.experiments.other_keys import distance_at_value, embedded, estimates, run_to
 from redi.experiments.other_values import reuse_pictures
 from redi.experiments.paths import latents_after, starts
 from redi.experiments.sample_files import SHOWN, Samples, as_array, joined, read_samples, thumbnails, write_array
@@ -313,6 +313,10 @@ class Laboratory:
         if solver.config:
             pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **solver.config)
         return pipe
+
+    def texts(self, prompts: Sequence[str]) -> Tensor:
+        """Return the pipeline's own embeddings (n, d) of prompts."""
+        return embedded(self.subject.pipeline("dpm", self.device), prompts)
 
     def noise_ids(self, count: int) -> list[int]:
         return [place % self.scale.noises for place in range(count)]

@@ -57,8 +57,8 @@ def estimates(pipe: Any, base: KnowledgeBase, prompts: Sequence[str], noise_ids:
     count = jump.neighbors or rule.default_neighbors
     rng = np.random.default_rng(0)
     if jump.key == "text":
-        of_entries = _embedded(pipe, base.prompts(range(len(base))))
-        of_prompts = _embedded(pipe, prompts)
+        of_entries = embedded(pipe, base.prompts(range(len(base))))
+        of_prompts = embedded(pipe, prompts)
     elif jump.key != "random":
         raise InputError(f"key {jump.key!r}", expected="'text' or 'random'")
     found = []
@@ -78,7 +78,7 @@ def estimates(pipe: Any, base: KnowledgeBase, prompts: Sequence[str], noise_ids:
 def nearest_by_text(pipe: Any, base: KnowledgeBase, prompts: Sequence[str], noise_ids: Sequence[int]) -> list[int]:
     """Return for each prompt (n) the row of the entry of its noise whose prompt has the nearest text embedding."""
     of_noise = base.noise_ids()
-    of_entries, of_prompts = _embedded(pipe, base.prompts(range(len(base)))), _embedded(pipe, prompts)
+    of_entries, of_prompts = embedded(pipe, base.prompts(range(len(base)))), embedded(pipe, prompts)
     found = []
     for place, noise_id in enumerate(noise_ids):
         rows = np.flatnonzero(of_noise == noise_id)
@@ -154,7 +154,7 @@ def _call(pipe: Any, base: KnowledgeBase, prompts: Sequence[str], noise_ids: Seq
 
 
 @torch.no_grad()
-def _embedded(pipe: Any, prompts: Sequence[str]) -> Tensor:
+def embedded(pipe: Any, prompts: Sequence[str]) -> Tensor:
     """Return the pipeline's own text embeddings (n, d), at each prompt's end, as CLIP pools them."""
     most = pipe.tokenizer.model_max_length
     told = pipe.tokenizer(list(prompts), padding="max_length", truncation=True, max_length=most, return_tensors="pt")

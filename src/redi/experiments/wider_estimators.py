@@ -1,0 +1,133 @@
+"""Owns ways to x_v that look at more than keys: the step before, the prompts, places; must not know how they compare.
+
+All are kriging over every entry of a noise, for many queries at once, with the library's kernel and what it leaves of
+a query carried by a scale that is fitted to entries, each explained by the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from redi.retrieval.weights import Kriging
+
+_RULE = Kriging()
+_SHORT, _JITTER = 1 / 60, 1e-9
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is known of entries or queries of one noise.
+
+    Attributes:
+        keys: (n, d) float32, after the key step.
+        before: (n, d), one step before; None at the first.
+        texts: (n, e), embeddings of the prompts.
+    """
+
+    keys: Tensor
+    before: Tensor | None
+    texts: Tensor
+
+
+def kriging(entries: Seen, queries: Seen, values: Tensor, *, lags: int = 1, text: float | None = None) -> Tensor:
+    """Estimate the values (m, d) of queries.
+
+    Args:
+        entries: Of the noise (n).
+        queries: From the same noise (m).
+        values: (n, d) float32.
+        lags: 2 carries what is left of the step before too, with a scale of its own.
+        text: Bandwidth of a kernel over texts that the keys' kernel is multiplied by, in median distances; None: none.
+    """
+    between, towards = _kernels(entries.keys, queries.keys, _RULE.nugget)
+    if text is not None:
+        of_texts = _kernels(entries.texts, queries.texts, 0.0, text)
+        between, towards = between * of_texts[0], towards * of_texts[1]
+    weights, left = _solved(between, towards)
+    pairs = [(entries.keys, queries.keys), (entries.before, queries.before)][:lags]
+    known = [(one.double(), other.double()) for one, other in pairs if one is not None and other is not None]
+    return _carried(weights, left, known, values.double()).float()
+
+
+def in_blocks(
+    entries: Seen, queries: Seen, values: Tensor, *, block: int = 4, spread: float = 1.0, channels: int = 4
+) -> Tensor:
+    """Estimate the values (m, d) of queries block by block of the picture, from keys that count less the farther away.
+
+    Args:
+        entries: Of the noise (n).
+        queries: From the same noise (m).
+        values: (n, d) float32.
+        block: Side of a block, in latent pixels.
+        spread: Standard deviation of the window around it, in latent pixels.
+        channels: Of the square latents.
+    """
+    side = int((values.shape[1] // channels) ** 0.5)
+    estimate = torch.empty(len(queries.keys), values.shape[1], dtype=torch.float64)
+    keys, asked, kept = entries.keys.double(), queries.keys.double(), values.double()
+    places = torch.arange(side)
+    for top in range(0, side, block):
+        for start in range(0, side, block):
+            down, across = _beyond(places, top, block), _beyond(places, start, block)
+            apart = down[:, None].square() + across[None, :].square()
+            window = torch.exp(-apart / (4 * spread**2)).expand(channels, side, side).flatten().double()
+            inside = (apart == 0).expand(channels, side, side).flatten()
+            weights, left = _solved(*_kernels(keys * window, asked * window, _RULE.nugget))
+            estimate[:, inside] = _carried(weights, left, [(keys[:, inside], asked[:, inside])], kept[:, inside])
+    return estimate.float()
+
+
+def _beyond(places: Tensor, start: int, length: int) -> Tensor:
+    """Return how far each place is from a stretch."""
+    return torch.maximum(start - places, places - (start + length - 1)).clamp_min(0)
+
+
+def _kernels(
+    entries: Tensor, queries: Tensor, nugget: float, bandwidth: float = _RULE.bandwidth
+) -> tuple[Tensor, Tensor]:
+    """Return the kernel between entries (n, n), and towards queries (n, m)."""
+    entries, queries = entries.double(), queries.double()
+    exact = "donot_use_mm_for_euclid_dist"
+    between = torch.cdist(entries, entries, compute_mode=exact).square()
+    towards = torch.cdist(entries, queries, compute_mode=exact).square()
+    scale = bandwidth * float(towards.sqrt().median())
+
+    def correlated(squared: Tensor) -> Tensor:
+        spread = squared / (2 * scale**2)
+        return torch.exp(-spread) + nugget * torch.exp(-spread / _SHORT**2)
+
+    return correlated(between), correlated(towards)
+
+
+def _solved(between: Tensor, towards: Tensor) -> tuple[Tensor, Tensor]:
+    """Return weights (n, m) that sum to one, and what leaving each entry out leaves of it (n, n)."""
+    factor = torch.linalg.cholesky(between + _JITTER * torch.eye(len(between), dtype=torch.float64))
+    ones = torch.ones(len(between), 1, dtype=torch.float64)
+    solved = torch.cholesky_solve(torch.cat([towards, ones], 1), factor)
+    each, trend = solved[:, :-1], solved[:, -1:]
+    weights = each - trend * ((each.sum(0) - 1) / trend.sum())
+    alone = torch.cholesky_inverse(factor) - trend @ trend.T / trend.sum()
+    return weights, alone / alone.diagonal()[:, None]
+
+
+def _carried(weights: Tensor, left: Tensor, pairs: Sequence[tuple[Tensor, Tensor]], values: Tensor) -> Tensor:
+    """Apply weights to the values, and add what they leave of each query, scaled as entries show."""
+    columns = torch.stack([(left @ entries).flatten() for entries, _ in pairs], 1)
+    scales = torch.linalg.lstsq(columns, (left @ values).flatten()[:, None]).solution[:, 0]
+    estimate = weights.T @ values
+    for scale, (entries, queries) in zip(scales, pairs, strict=True):
+        estimate = estimate + scale * (queries - weights.T @ entries)
+    return estimate
+
+
+WIDER: Mapping[str, Callable[[Seen, Seen, Tensor], Tensor]] = {
+    "kriging, all entries, the step before carried too": partial(kriging, lags=2),
+    "kriging, all entries, prompts in the kernel": partial(kriging, text=2.0),
+    "kriging, all entries, block by block": in_blocks,
+}
+"""By the name in tables."""
