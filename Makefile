@@ -7,7 +7,7 @@
 #   make bench-batches  compare a mixed batch with its halves (part of make bench)
 #   make bench-overhead   cost of an enabled but abstaining engine (part of make bench)
 #   make bench-kill   kill a build twenty times and count what is left
-#   make bench-build  kill workers and drivers of a build on a cluster twenty times and compare what is left
+#   make bench-build  kill workers and drivers of a build on a cluster twenty times and compare what is left; its rate
 #   make bench-growth    what growing costs an image, and how soon it is found
 #   make bench-eviction  compare what a full base lets go, on a replayed stream of requests
 #   make soak         grow, read and compact one base while processes are killed, for half an hour (SOAK=2: two minutes)
@@ -15,6 +15,7 @@
 #   make bench-operations  bytes and milliseconds of what docs/operations.md tells
 #   make bench-gate   measure what the default gate is chosen by
 #   make bench-search  compare search in large bases with an exact scan
+#   make bench-page   keep what benchmarks left in bench/, and write docs/benchmarks.md from it
 #   make bench-style  measure styles that a base does not hold
 #   make figures  write the README's figures and picture from what demo and bench left
 #   make docs     write docs/cli.md, docs/experiments.md, docs/solvers.md and docs/pipelines.md from code and tests
@@ -36,7 +37,7 @@ INSTALLED := $(VENV)/.installed
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export DO_NOT_TRACK ?= 1
 
-.PHONY: venv demo test check bench bench-batches bench-overhead bench-gate bench-search bench-style bench-kill bench-build bench-fuzz bench-operations bench-growth bench-eviction soak figures report docs clean
+.PHONY: venv demo test check bench bench-batches bench-overhead bench-gate bench-search bench-style bench-kill bench-build bench-fuzz bench-operations bench-growth bench-eviction bench-page soak figures report docs clean
 .DEFAULT_GOAL := demo
 
 venv: $(INSTALLED)
@@ -82,7 +83,10 @@ bench-kill: $(INSTALLED)
 	$(BIN)/python benchmarks/kill_build.py --json bench/kill_build.json
 
 bench-build: $(INSTALLED)
-	$(BIN)/python benchmarks/build.py --out bench
+	status=0; for each in build cluster_rate; do $(BIN)/python benchmarks/$$each.py --out bench || status=1; done; exit $$status
+
+bench-page: $(INSTALLED)
+	$(BIN)/python benchmarks/page.py
 
 bench-growth: $(INSTALLED)
 	$(BIN)/python benchmarks/growth.py --out bench

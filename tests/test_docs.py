@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 from importlib.metadata import version
@@ -29,6 +30,7 @@ DOCUMENTS = (
     "docs/pipelines.md",
     "docs/operations.md",
     "docs/experiments.md",
+    "docs/benchmarks.md",
 )
 
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -62,6 +64,12 @@ def test_the_commands_reference_is_that_of_the_help_texts() -> None:
 
 def test_the_costs_of_experiments_are_those_of_the_studies() -> None:
     assert (ROOT / "docs/experiments.md").read_text() == page(), "make docs writes it again"
+
+
+def test_the_page_of_benchmarks_is_that_of_the_kept_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    module = importlib.import_module("page")
+    assert (ROOT / "docs" / "benchmarks.md").read_text() == module.page(module.KEPT)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
