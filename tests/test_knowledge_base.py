@@ -52,6 +52,13 @@ def test_a_unit_added_twice_is_there_once(base: KnowledgeBase) -> None:
     check_contents(KnowledgeBase.open(base.path), 4)
 
 
+def test_a_reader_passes_over_files_that_a_writer_renames_under_it(base: KnowledgeBase) -> None:
+    for number in range(3):  # Lance's temporary files are there one moment and not the next
+        (base.path / "entries.lance" / "data" / f".tmp{number}").symlink_to("nowhere")
+    again = KnowledgeBase(base.path, base.manifest, base._noises, ExactIndex)
+    assert len(again.noise_ids()) == len(base)
+
+
 def test_a_row_that_does_not_exist_is_refused(base: KnowledgeBase) -> None:
     for row in (-1, len(base)):
         with pytest.raises(KnowledgeBaseError, match=f"of a table of {len(base)}"):

@@ -64,15 +64,16 @@ def inspect(
 
 def _facts(base: KnowledgeBase) -> dict[str, Any]:
     from redi.knowledge_base import read_hashes
+    from redi.knowledge_base.guard import bytes_in
 
     manifest = base.manifest
     identity, plan = manifest.identity, base.plan
     information, scheduler = _object(identity, "information"), _object(identity, "scheduler")
     asked = _object(information, "prompts").get("count")
     hashes = read_hashes(base.path)
-    size = sum(file.stat().st_size for file in base.path.rglob("*") if file.is_file())
+    size = bytes_in(file for file in base.path.rglob("*") if file.is_file())
     return {
-        "knowledge base": str(base.path),
+        "knowledge base": base.address,
         "id": manifest.kb_id,
         "created": manifest.created,
         "entries": f"{len(base)}" + (f" of {asked} prompts" if asked else ""),

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from hashlib import file_digest
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,15 @@ def read_file(path: Path, limit: int) -> bytes:
                 fix="the file does not belong to this base; restore it",
             )
         return data
+
+
+def bytes_in(files: Iterable[Path]) -> int:
+    """Return the bytes of files, passing over those that a writer has renamed or deleted meanwhile."""
+    held = 0
+    for file in files:
+        with suppress(FileNotFoundError):
+            held += file.stat().st_size
+    return held
 
 
 def hash_of(path: Path) -> str:

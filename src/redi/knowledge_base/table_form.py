@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from redi.errors import KnowledgeBaseError
+from redi.knowledge_base.guard import bytes_in
 
 _ID_BYTES = 16
 _PLACE_IN_LANCE = re.compile(r",? *\S+\.rs:\d+:\d+.*")
@@ -95,7 +96,7 @@ def check_count(dataset: Any, path: Path) -> None:
         OSError: There is no data.
     """
     count = int(dataset.count_rows())
-    held = sum(file.stat().st_size for file in (path / "data").iterdir()) if count else 0
+    held = bytes_in((path / "data").iterdir()) if count else 0
     if count * _ID_BYTES > held:
         raise KnowledgeBaseError(
             f"{path} claims {count} rows in {held} bytes of data",
