@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from inspect import signature
 from typing import Any
 
+from redi.building.runner import build
 from redi.experiments.pareto_section import best
 from redi.experiments.sampling import Recording, redi
 from redi.experiments.studies import DPM, PNDM, SHORT
@@ -91,6 +93,19 @@ def _rivals(results: Results) -> str:
     )
 
 
+def _noises(results: Results) -> str:
+    bank = results["bank"]
+    most = {
+        row["noises"]: row for row in bank["rows"] if not row["alien"]
+    }
+    alien = next(row for row in bank["rows"] if row["alien"])
+    told = ", ".join(f"{row['loss']['value']:.3f} with {noises}" for noises, row in most.items())
+    return (
+        f"so many pictures of one prompt differ. What that costs is little: x_v's loss, of {bank['scale']['entries']} "
+        f"entries, is {told} noises; entries of other noises are of no use ({alien['loss']['value']:.3f})"
+    )
+
+
 def _values(results: Results) -> str:
     exact, less = (
         _jump(
@@ -127,6 +142,7 @@ _LINES: tuple[tuple[str, tuple[str, ...], Callable[[Results], str]], ...] = (
     ("Schedule: short.", ("rivals", "table2"), _schedule),
     ("Against fewer steps:", ("rivals",), _rivals),
     ("Gate:", ("gate",), _gate),
+    (f"Noises: {signature(build).parameters['noises'].default}.", ("bank",), _noises),
     ("Values:", ("smaller",), _values),
 )
 
