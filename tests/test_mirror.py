@@ -224,6 +224,10 @@ def test_a_build_goes_to_the_bucket_and_goes_on_from_there(address: str, on: OnM
     told = CliRunner().invoke(app, ["inspect", address, "--verify"])
     assert told.exit_code == 0, told.output
     assert "20" in told.output
+    told = CliRunner().invoke(app, ["compact", address])
+    assert told.exit_code == 0, told.output
+    assert told.output.startswith(f"{address}: 20 entries, 0.")
+    assert "0.0 MB" not in told.output
 
 
 def test_builders_on_several_machines_are_killed_and_every_entry_is_there_once(

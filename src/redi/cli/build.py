@@ -137,8 +137,8 @@ def build(
         **call,
     )
     refused = len(base.refused())
-    told = f", {refused} refused (see {out / 'refused.jsonl'})" if refused else ""
-    typer.echo(f"{out}: {len(base)} entries{told}")
+    told = f", {refused} refused (see {base.path / 'refused.jsonl'})" if refused else ""
+    typer.echo(f"{base.address}: {len(base)} entries{told}")
 
 
 def status(

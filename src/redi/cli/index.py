@@ -39,7 +39,7 @@ def index(
         indexer.update(rebuild=rebuild, told=lambda part: typer.echo(_told(part), err=True))
     found = read_facts(indexer.folder)
     facts: dict[str, Any] = {
-        "knowledge base": str(kb),
+        "knowledge base": base.address,
         "entries": len(base),
         "entries in the index": found[1].count if found else 0,
         "parts": [asdict(part) for part in found[1].parts] if found else [],
@@ -47,7 +47,7 @@ def index(
     if as_json:
         typer.echo(json.dumps(facts, indent=2))
         return
-    typer.echo(f"{kb}: {facts['entries']} entries, {facts['entries in the index']} in the index")
+    typer.echo(f"{base.address}: {facts['entries']} entries, {facts['entries in the index']} in the index")
     for part in found[1].parts if found else ():
         typer.echo(_told(part))
     if not facts["parts"]:

@@ -45,7 +45,7 @@ def run_and_write(
     made = generate(pipe, base, texts, **common) if style is None else stylize(pipe, base, texts, style, **common)
     if rule.get("grow"):
         common["grow"] = asdict(rule["grow"])
-        typer.echo(f"{kb} holds {len(base.current())} entries, {len(base)} before")
+        typer.echo(f"{base.address} holds {len(base.current())} entries, {len(base)} before")
     settings = {"command": command, **({} if style is None else {"style": style}), **common}
     rate = getattr(getattr(getattr(pipe, "vae", None), "config", None), "sampling_rate", None)
     write_results(out, base, made, batch_size=batch_size, settings=settings, sampling_rate=rate)

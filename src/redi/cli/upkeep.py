@@ -41,10 +41,12 @@ def compact(
     from redi.knowledge_base.versions import GRACE
 
     base = KnowledgeBase.open(kb)
-    before = _bytes(kb)
+    before = _bytes(base.path)
     with base.lock(WAIT):
         base.compact(grace=timedelta(0) if now else GRACE)
-    typer.echo(f"{kb}: {len(base)} entries, {before / 1e6:.1f} MB before, {_bytes(kb) / 1e6:.1f} MB now")
+    typer.echo(
+        f"{base.address}: {len(base)} entries, {before / 1e6:.1f} MB before, {_bytes(base.path) / 1e6:.1f} MB now"
+    )
 
 
 def merge(
@@ -72,7 +74,7 @@ def merge(
     first, second = KnowledgeBase.open(a), KnowledgeBase.open(b)
     if out is None:
         added = merge_bases(first, second)
-        typer.echo(f"{added} of {len(second)} entries were new; {a} holds {len(first)}")
+        typer.echo(f"{added} of {len(second)} entries were new; {first.address} holds {len(first)}")
     else:
         typer.echo(f"{out} holds {len(merge_into(out, [first, second]))} entries")
 
@@ -102,7 +104,9 @@ def remove(
     for entry in meant[:10]:
         typer.echo(f"{entry.entry_id.hex()[:12]}  noise {entry.noise_id}  {entry.prompt}")
     more = f" ({len(meant) - 10} are not shown)" if len(meant) > 10 else ""
-    typer.echo(f"{len(meant)} entries {'would be removed' if dry_run else 'removed'}{more}; {kb} holds {len(base)}")
+    typer.echo(
+        f"{len(meant)} entries {'would be removed' if dry_run else 'removed'}{more}; {base.address} holds {len(base)}"
+    )
 
 
 def split(
@@ -121,7 +125,7 @@ def split(
 
     base = KnowledgeBase.open(kb)
     made, moved = upkeep.split(base, upkeep.Where.parse(where), out)
-    typer.echo(f"{moved} entries moved; {out} holds {len(made)}, {kb} holds {len(base)}")
+    typer.echo(f"{moved} entries moved; {made.address} holds {len(made)}, {base.address} holds {len(base)}")
 
 
 def _bytes(folder: Path) -> int:

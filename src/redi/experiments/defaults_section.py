@@ -95,9 +95,7 @@ def _rivals(results: Results) -> str:
 
 def _noises(results: Results) -> str:
     bank = results["bank"]
-    most = {
-        row["noises"]: row for row in bank["rows"] if not row["alien"]
-    }
+    most = {row["noises"]: row for row in bank["rows"] if not row["alien"]}
     alien = next(row for row in bank["rows"] if row["alien"])
     told = ", ".join(f"{row['loss']['value']:.3f} with {noises}" for noises, row in most.items())
     return (

@@ -171,7 +171,7 @@ class Mirror:
             raise KnowledgeBaseError(
                 f"no knowledge base at {self.bucket.address}",
                 expected="one that redi put there",
-                fix="check the address, or build it (redi build --kb with that address)",
+                fix="check the address, or build it (redi build --out with that address)",
             )
         here, files = self._hashed(), {name: each for name, each in head.files.items() if _is_shared(name)}
         wanted = sorted((name for name in files if here.get(name) != files[name].hash), key=_late)
