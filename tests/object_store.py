@@ -105,16 +105,16 @@ def careless() -> Iterator[str]:
         thread.join()
 
 
-def build_elsewhere(cache: str, address: str, units: int, channel: Connection) -> None:
+def build_elsewhere(environment: dict[str, str], address: str, units: int, channel: Connection) -> None:
     """Build as a machine with a working copy of its own does."""
-    os.environ["REDI_CACHE"] = cache
+    os.environ |= environment
     small_base.build(address, units, channel)
     channel.send("done")
 
 
-def grow_elsewhere(cache: str, address: str, first: int) -> None:
+def grow_elsewhere(environment: dict[str, str], address: str, first: int) -> None:
     """Add six units as growth does, on a machine of its own."""
-    os.environ["REDI_CACHE"] = cache
+    os.environ |= environment
     base = KnowledgeBase.open(address)
     for unit in range(first, first + 6):
         add_grown(base, small_base.unit_batch(unit), Growth(), {}, 1.0)

@@ -231,7 +231,7 @@ def test_a_build_goes_to_the_bucket_and_goes_on_from_there(address: str, on: OnM
 
 
 def test_builders_on_several_machines_are_killed_and_every_entry_is_there_once(
-    address: str, on: OnMachine, tmp_path: Path
+    address: str, on: OnMachine, store: dict[str, str], tmp_path: Path
 ) -> None:
     units, kills = 24, 0
     create(address)
@@ -240,7 +240,7 @@ def test_builders_on_several_machines_are_killed_and_every_entry_is_there_once(
         machines = []
         for name in ("first", "second"):
             here, there = context.Pipe()
-            caught = (str(tmp_path / name), address, units, there)
+            caught = ({**store, "REDI_CACHE": str(tmp_path / name)}, address, units, there)
             machines.append((context.Process(target=object_store.build_elsewhere, args=caught), here))
             machines[-1][0].start()
         for _, channel in machines:
@@ -258,11 +258,15 @@ def test_builders_on_several_machines_are_killed_and_every_entry_is_there_once(
     check_contents(KnowledgeBase.open(address), units)
 
 
-def test_machines_that_grow_one_base_lose_nothing(address: str, on: OnMachine, tmp_path: Path) -> None:
+def test_machines_that_grow_one_base_lose_nothing(
+    address: str, on: OnMachine, store: dict[str, str], tmp_path: Path
+) -> None:
     create(address)
     context = server()
     machines = [
-        context.Process(target=object_store.grow_elsewhere, args=(str(tmp_path / name), address, first))
+        context.Process(
+            target=object_store.grow_elsewhere, args=({**store, "REDI_CACHE": str(tmp_path / name)}, address, first)
+        )
         for name, first in (("second", 0), ("third", 4))
     ]
     for each in machines:
