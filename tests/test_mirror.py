@@ -129,6 +129,67 @@ def test_a_change_that_was_not_published_is_taken_back(address: str) -> None:
     check_contents(again, 2)
 
 
+def test_a_reader_notices_that_a_version_came_again_with_other_entries(address: str, on: OnMachine) -> None:
+    base = create(address)
+    alone = KnowledgeBase.open(base.path)
+    alone.add_unit(0, unit_batch(0))  # not published: its writer dies
+    base = KnowledgeBase(base.path, base.manifest, base._noises, base._searcher.make, base._mirror)
+    batch = unit_batch(0)
+    query, noise = batch.keys[1][:1], batch.noise_ids[:1]
+    assert base.search(query, noise, 1, 1).distances.item() < 1e-2
+    on("second")
+    other = KnowledgeBase.open(address)
+    other.add_unit(3, unit_batch(3))
+    assert base._mirror is not None
+    base._mirror.update()
+    fresh = base.current()
+    assert fresh is not base
+    check = fresh.search(query, noise, 1, 1)
+    assert check.distances.item() > 1e-2
+    base.add_unit(3, unit_batch(3))
+    assert base.search(query, noise, 1, 1).distances.item() > 1e-2
+    assert set(base.prompts(range(len(base)))) == set(unit_batch(3).prompts)
+
+
+def test_who_still_holds_a_base_that_another_replaced_writes_nothing_into_that(address: str, on: OnMachine) -> None:
+    old = filled(address)
+    on("second")
+    Bucket(address)._store.delete("head.json")
+    new = create(address)
+    new.add_unit(0, unit_batch(0))
+    with pytest.raises(KnowledgeBaseError, match="another knowledge base is at"):
+        old.add_unit(9, unit_batch(9))
+    on("third")
+    check = KnowledgeBase.open(address)
+    assert (check.manifest.kb_id, len(check)) == (new.manifest.kb_id, ROWS)
+    assert check.verify().clean
+
+
+def test_a_file_that_is_lost_here_is_not_lost_in_the_bucket(
+    address: str, on: OnMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = filled(address)
+
+    def careless(*_: Any, **__: Any) -> Any:
+        next((base.path / "entries.lance" / "data").iterdir()).unlink()
+        return {}
+
+    with monkeypatch.context() as patch:
+        patch.setattr("redi.knowledge_base.leave_one_out.measure", careless)
+        with pytest.raises(KnowledgeBaseError):
+            base.measure()
+    check_contents(KnowledgeBase.open(address), 4)
+    on("second")
+    check_contents(KnowledgeBase.open(address), 4)
+
+
+def test_tidying_leaves_a_base_whose_address_is_below_another(address: str) -> None:
+    base, below = filled(address), filled(f"{address}/objects")
+    assert Bucket(address).drop_unused(timedelta(0)) >= 0
+    check_contents(KnowledgeBase.open(below.address), 4)
+    check_contents(KnowledgeBase.open(base.address), 4)
+
+
 def test_a_damaged_working_copy_is_made_whole(address: str) -> None:
     base = filled(address)
     data = sorted((base.path / "entries.lance" / "data").iterdir())

@@ -59,7 +59,7 @@ def _published(
         with self.lock():
             if self._mirror is None:
                 return method(self, *args, **options)
-            return self._mirror.published(partial(method, self, *args, **options), self._reload)
+            return self._mirror.published(partial(method, self, *args, **options), self._reload, self.check_files)
 
     return changing
 
@@ -204,8 +204,11 @@ class KnowledgeBase(Reader):
         """
         with self._lock.held(wait) as taken:
             if taken:
-                if self._mirror and self._mirror.pull():
-                    self._forget()
+                if self._mirror:
+                    self._mirror.pull()
+                    self._check_same()
+                    if not self._table.is_current:
+                        self._forget()
                 drop_hashes(self._path)
                 self._ledger.reload()
                 self._recover()
@@ -223,6 +226,7 @@ class KnowledgeBase(Reader):
             self._mirror.look_again()
         if self._table.is_current:
             return self
+        self._check_same()
         fresh = type(self)(self._path, self._manifest, self._noises, self._searcher.make, self._mirror)
         fresh._searcher.take_over(self._searcher)
         fresh._distances = dict(self._distances)
@@ -237,7 +241,15 @@ class KnowledgeBase(Reader):
         if len(self) != before:
             self._forget()
 
+    def _check_same(self) -> None:
+        """Refuse to go on where another base has been put in the place of this one."""
+        if Manifest.read(self._path).kb_id != self._manifest.kb_id:
+            raise KnowledgeBaseError(
+                f"another knowledge base is at {self.address} now", expected=self._manifest.kb_id, fix="open it again"
+            )
+
     def _reload(self) -> None:
+        self._check_same()
         self._ledger.reload()
         self._table.refresh()
         self._forget()
@@ -328,17 +340,20 @@ class KnowledgeBase(Reader):
             self._ledger.flushed(self._table.version)
             self._table.drop_old_versions(grace)
 
-    @_published
     def compact(self, *, grace: timedelta = GRACE) -> None:
         """Put the table in few large files without removed rows, the ledger in one line a unit, and measure again.
 
         Arguments and errors as of :meth:`finish`.
         """
+        self._tidy(grace)
+        if self._mirror:
+            self._mirror.drop_unused()
+
+    @_published
+    def _tidy(self, grace: timedelta) -> None:
         self._ledger.tidy(lambda record: record.unit >= FIRST_NAMED_UNIT and not record.rows)
         self.finish(grace=grace)
         self._table.drop_old_versions(grace)
-        if self._mirror:
-            self._mirror.bucket.drop_unused()
 
     def refused(self) -> list[Refusal]:
         """Return the entries that were not stored, each once."""

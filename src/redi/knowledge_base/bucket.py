@@ -2,7 +2,7 @@
 
 ``head.json`` names every file of the base with its size, SHA-256 and object. It alone ever changes, and only by a
 conditional PUT: who has not seen the newest list cannot replace it. Objects are written once, under names that nobody
-else uses, and deleted when no list has named them for a day.
+else uses, and deleted when they are a day old and the list does not name them.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ KEPT = timedelta(days=1)
 _VERSION = 1
 _ADDRESS = re.compile(r"s3:/{1,2}(?P<bucket>[^/]+)/(?P<name>.*[^/])/*")  # pathlib makes one slash of two
 _OBJECT = re.compile(r"[0-9a-f]{32}")
+_KEY = re.compile(r"objects/([0-9a-f]{32})")
 _PART_BYTES = 1 << 24
-_RETRIES, _RETRY_SECONDS = 5, 60
+_RETRIES, _SECONDS, _BULK_SECONDS = 5, 15, 600
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,18 @@ class Bucket:
                 f"{self.address} without obstore", expected="obstore", fix="pip install 'redi[s3]'"
             ) from error
         with self._reaching("use"):
-            self._store = S3Store(
-                found["bucket"],
-                prefix=self.name,
-                client_options={"allow_http": self.endpoint.startswith("http://"), "connect_timeout": "10 seconds"},
-                retry_config={"max_retries": _RETRIES, "retry_timeout": timedelta(seconds=_RETRY_SECONDS)},
+            self._store, self._bulk = (
+                S3Store(
+                    found["bucket"],
+                    prefix=self.name,
+                    client_options={
+                        "allow_http": self.endpoint.startswith("http://"),
+                        "connect_timeout": "10 seconds",
+                        "timeout": f"{seconds} seconds",
+                    },
+                    retry_config={"max_retries": _RETRIES, "retry_timeout": timedelta(seconds=2 * seconds)},
+                )
+                for seconds in (_SECONDS, _BULK_SECONDS)
             )
 
     def head(self, known: Head | None = None) -> Head | None:
@@ -188,7 +196,7 @@ class Bucket:
         """
         name = uuid4().hex
         with self._reaching("write"):
-            self._store.put(f"objects/{name}", path)
+            self._bulk.put(f"objects/{name}", path)
         return name
 
     def download(self, file: StoredFile, path: Path) -> None:
@@ -203,7 +211,7 @@ class Bucket:
             for start in range(0, size, _PART_BYTES):
                 length = min(_PART_BYTES, size - start)
                 with self._reaching("read"):
-                    part = bytes(self._store.get_range(f"objects/{file.object}", start=start, length=length))
+                    part = bytes(self._bulk.get_range(f"objects/{file.object}", start=start, length=length))
                 digest.update(part)
                 copy.write(part)
         if path.stat().st_size != size or digest.hexdigest() != file.hash.sha256:
@@ -223,7 +231,8 @@ class Bucket:
         before = datetime.now(UTC) - kept
         with self._reaching("tidy"):
             listed = [each for part in self._store.list("objects") for each in part]
-        old = {each["path"].rsplit("/", 1)[-1] for each in listed if each["last_modified"] <= before}
+        ours = ((_KEY.fullmatch(each["path"]), each["last_modified"]) for each in listed)
+        old = {key[1] for key, at in ours if key and at <= before}
         head = self.head()
         unused = sorted(old - {each.object for each in head.files.values()}) if head else []
         with self._reaching("tidy"):

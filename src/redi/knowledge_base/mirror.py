@@ -15,6 +15,7 @@ import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,6 +26,7 @@ from redi.errors import KnowledgeBaseError, warn
 from redi.knowledge_base.bucket import KEPT, Bucket, Head, StoredFile
 from redi.knowledge_base.durable import replace_file, writing
 from redi.knowledge_base.guard import hash_of, read_file
+from redi.knowledge_base.hashes import FILE_NAME as HASHES
 from redi.knowledge_base.hashes import FileHash, file_names
 from redi.knowledge_base.ledger import BuilderLock, Ledger, LockedError
 from redi.knowledge_base.manifest import FILE_NAME as MANIFEST
@@ -57,7 +59,7 @@ class Mirror:
         self.bucket = bucket
         place = sha256(f"{bucket.endpoint}\n{bucket.address}".encode()).hexdigest()[:16]
         self._root = cache_folder() / place
-        self.folder = self._root / bucket.name.rsplit("/", 1)[-1]
+        self.folder = self._root / "copy" / bucket.name.rsplit("/", 1)[-1]
         self._head: Head | None = None
         self._hashes: dict[str, tuple[tuple[int, int, int], FileHash]] = self._read_state()
         self._looked, self._within = 0.0, False
@@ -83,8 +85,11 @@ class Mirror:
                     os.rename(self.folder, aside)
                     warn(f"{self.bucket.address} is empty, but the copy of it here held entries: they are in {aside}")
                     self.folder.mkdir()
-                for name in file_names(self.folder):
-                    (self.folder / name).unlink()
+                for left in self.folder.iterdir():
+                    if left.is_dir():
+                        shutil.rmtree(left)
+                    elif left.name != "lock":
+                        left.unlink()
 
     def publish_new(self) -> None:
         """Publish the first state of a new base.
@@ -105,11 +110,12 @@ class Mirror:
     def look_again(self) -> None:
         """Update, every :data:`LOOK_AGAIN` seconds at most; warn if that fails, since the copy is whole without it."""
         if time.monotonic() - self._looked >= LOOK_AGAIN:
-            self._looked = time.monotonic()
             try:
                 self.update()
             except KnowledgeBaseError as error:
                 warn(f"going on with the copy of {self.bucket.address} that is here\n  {error}")
+            finally:
+                self._looked = time.monotonic()
 
     def update(self) -> None:
         """Pull, unless a builder of this machine is at work, who keeps the copy up to date.
@@ -128,12 +134,22 @@ class Mirror:
                 raise
         self._looked = time.monotonic()
 
-    def published(self, change: Callable[[], Changed], reload: Callable[[], None]) -> Changed:
+    def drop_unused(self) -> None:
+        """Delete what the bucket's list does not name any more, or warn that it could not be."""
+        try:
+            self.bucket.drop_unused()
+        except KnowledgeBaseError as error:
+            warn(f"objects of {self.bucket.address} that nobody needs are still there\n  {error}")
+
+    def published(
+        self, change: Callable[[], Changed], reload: Callable[[], None], check: Callable[[], None]
+    ) -> Changed:
         """Make a change to the newest state and publish it; again, where somebody else was first.
 
         Args:
             change: Changes files of the folder; must be right to do again.
             reload: Called when the folder has changed beneath the caller.
+            check: Raises if files are missing, which must not be published as if they had been deleted.
 
         Raises:
             KnowledgeBaseError: As of the change, or the bucket cannot be reached; nothing is published then. Or others
@@ -149,8 +165,15 @@ class Mirror:
                 made = change()
             finally:
                 self._within = False
-            if self._push():
-                return made
+            check()
+            try:
+                if self._push():
+                    return made
+            except KnowledgeBaseError:
+                with suppress(KnowledgeBaseError):
+                    if self.pull():
+                        reload()
+                raise
             time.sleep(random.uniform(0, min(5.0, 0.05 * 2**attempt)))
         raise KnowledgeBaseError(
             f"{self.bucket.address} was changed by others {_TRIES} times in a row",
@@ -189,30 +212,40 @@ class Mirror:
             incoming = {name: Path(place) / str(number) for number, name in enumerate(wanted)}
             with ThreadPoolExecutor(_AT_ONCE) as pool:
                 list(pool.map(lambda name: self.bucket.download(wanted[name], incoming[name]), wanted))
-            for name in stale:
-                if name.startswith(_VERSIONS):
-                    (self.folder / name).unlink()
             for name, path in incoming.items():
                 target = self.folder / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(path, target)
                 self._hashes[name] = (_stamp(target), wanted[name].hash)
-            for name in stale:
+            for name in (*stale, HASHES):
                 (self.folder / name).unlink(missing_ok=True)
         self._write_state()
 
     def _push(self) -> bool:
-        """Publish the folder as it is; False if the bucket's list is not the one that was pulled."""
-        begun = time.monotonic()
+        """Publish the folder as it is; False if the bucket's list is not the one that was pulled.
+
+        Raises:
+            KnowledgeBaseError: Files that every state of a base has are missing, or the bucket cannot be reached.
+        """
+        begun = time.time()
         here, known = self._hashed(), self._head.files if self._head else {}
+        lasting = {MANIFEST, *(name for name in known if name.startswith("noise/"))}
+        if lasting - here.keys():
+            raise KnowledgeBaseError(
+                f"{self.folder} lacks {', '.join(sorted(lasting - here.keys())[:5])}",
+                expected="the working copy of a base",
+                fix="do it again; the copy is made whole from the bucket first",
+            )
         files = {name: known[name] for name in here if name in known and known[name].hash == here[name]}
         new = sorted(here.keys() - files.keys())
         if not new and files.keys() == known.keys():
             return True
+        if self._head and self.bucket.head(self._head) is not self._head:
+            return False
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             objects = pool.map(lambda name: self.bucket.upload(self.folder / name), new)
             files |= {name: StoredFile(here[name], object) for name, object in zip(new, objects, strict=True)}
-        if time.monotonic() - begun > KEPT.total_seconds() / 2:  # what was uploaded first may be taken for unused
+        if time.time() - begun > KEPT.total_seconds() / 2:  # what was uploaded first may be taken for unused
             return False
         head = self.bucket.swap(files, self._head)
         if head is None:

@@ -28,7 +28,7 @@ from redi.knowledge_base.rows import (
     schema_of,
 )
 from redi.knowledge_base.table_form import check_count, check_filled, check_form, check_sizes, is_of_reading, reading
-from redi.knowledge_base.versions import GRACE, drop_replaced, set_torn_aside
+from redi.knowledge_base.versions import GRACE, drop_replaced, set_torn_aside, stamp_of
 
 ROWS_PER_FRAGMENT = 4096
 COMMITS_PER_COMPACTION = 256
@@ -52,7 +52,7 @@ class EntryTable:
         self.path, self.kb_id, self._columns, self._size = path, kb_id, columns, columns.size
         self._synced: set[str] = set()
         self._new_folder = not (path / "data").is_dir()
-        self._dataset = self._open(version)
+        self._use(self._open(version))
         with reading(self.path):
             check_form(self._dataset, self.path, schema_of(self._columns))
         self._directory: Directory | None = None
@@ -101,9 +101,17 @@ class EntryTable:
 
     @property
     def is_current(self) -> bool:
-        """Whether nobody has written since (a look at the newest version's name, some microseconds)."""
+        """Whether nobody has written since (a look at the newest version's name and file, some microseconds).
+
+        The file is looked at because a working copy of a base in a bucket may be set back, and a version come again.
+        """
         with reading(self.path):
-            return bool(self._dataset.latest_version == self._dataset.version)
+            newest = bool(self._dataset.latest_version == self._dataset.version)
+        return newest and self._stamp == stamp_of(self.path, self.version)
+
+    def _use(self, dataset: Any) -> None:
+        self._dataset = dataset
+        self._stamp = stamp_of(self.path, int(dataset.version))
 
     @property
     def directory(self) -> Directory:
@@ -148,7 +156,7 @@ class EntryTable:
     def refresh(self) -> None:
         """Read the newest version from the disk (another process may have written)."""
         with reading(self.path):
-            self._dataset = lance.dataset(str(self.path))
+            self._use(lance.dataset(str(self.path)))
         self._directory = self._units = None
 
     # Writing: only under the builder's lock.
@@ -166,7 +174,7 @@ class EntryTable:
         before = self._data_files()
         try:
             with writing(self.path):
-                self._dataset = lance.write_dataset(data, self._dataset, mode="append")
+                self._use(lance.write_dataset(data, self._dataset, mode="append"))
             self.sync()
         except KnowledgeBaseError:
             self._forget_failed(rows.unit, before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -36,3 +37,12 @@ def set_torn_aside(folder: Path, version: int) -> None:
             if number > version:
                 file.rename(file.with_suffix(".torn"))
         fsync_file(folder)
+
+
+def stamp_of(table: Path, version: int) -> tuple[int, int] | None:
+    """Return what tells a version's file from another of the same number; None if it is gone."""
+    for name in (f"{2**64 - 1 - version:020d}.manifest", f"{version}.manifest"):  # Lance names versions in two ways
+        with suppress(FileNotFoundError):
+            found = (table / "_versions" / name).stat()
+            return found.st_ino, found.st_mtime_ns
+    return None
