@@ -133,7 +133,11 @@ class Grower:
         for each in used:
             share = each.saved / len(each.rows)
             self._worth = share
-            for entry in each.base.entries(each.rows):
+            try:
+                entries = each.base.entries(each.rows)
+            except KnowledgeBaseError:  # its version is gone; a count is less than what waits behind it
+                continue
+            for entry in entries:
                 uses, saved = counted.get((entry.unit, entry.slot), (0, 0.0))
                 counted[entry.unit, entry.slot] = (uses + 1, saved + share)
         plan = self._base.plan
