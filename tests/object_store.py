@@ -109,7 +109,6 @@ def build_elsewhere(environment: dict[str, str], address: str, units: int, chann
     """Build as a machine with a working copy of its own does."""
     os.environ |= environment
     small_base.build(address, units, channel)
-    channel.send("done")
 
 
 def grow_elsewhere(environment: dict[str, str], address: str, first: int) -> None:

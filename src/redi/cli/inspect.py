@@ -64,14 +64,14 @@ def inspect(
 
 def _facts(base: KnowledgeBase) -> dict[str, Any]:
     from redi.knowledge_base import read_hashes
-    from redi.knowledge_base.guard import bytes_in
+    from redi.knowledge_base.guard import bytes_below
 
     manifest = base.manifest
     identity, plan = manifest.identity, base.plan
     information, scheduler = _object(identity, "information"), _object(identity, "scheduler")
     asked = _object(information, "prompts").get("count")
     hashes = read_hashes(base.path)
-    size = bytes_in(file for file in base.path.rglob("*") if file.is_file())
+    size = bytes_below(base.path)
     return {
         "knowledge base": base.address,
         "id": manifest.kb_id,

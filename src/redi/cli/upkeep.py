@@ -37,15 +37,16 @@ def compact(
     from datetime import timedelta
 
     from redi.knowledge_base import KnowledgeBase
+    from redi.knowledge_base.guard import bytes_below
     from redi.knowledge_base.upkeep import WAIT
     from redi.knowledge_base.versions import GRACE
 
     base = KnowledgeBase.open(kb)
-    before = _bytes(base.path)
+    before = bytes_below(base.path)
     with base.lock(WAIT):
         base.compact(grace=timedelta(0) if now else GRACE)
     typer.echo(
-        f"{base.address}: {len(base)} entries, {before / 1e6:.1f} MB before, {_bytes(base.path) / 1e6:.1f} MB now"
+        f"{base.address}: {len(base)} entries, {before / 1e6:.1f} MB before, {bytes_below(base.path) / 1e6:.1f} MB now"
     )
 
 
@@ -126,7 +127,3 @@ def split(
     base = KnowledgeBase.open(kb)
     made, moved = upkeep.split(base, upkeep.Where.parse(where), out)
     typer.echo(f"{moved} entries moved; {made.address} holds {len(made)}, {base.address} holds {len(base)}")
-
-
-def _bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

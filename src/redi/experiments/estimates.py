@@ -48,9 +48,10 @@ def run_estimates(
     tell(f"estimates: {scale.replicates} x {scale.prompts} queries run to step {max(values)}, no picture is made")
     errors: dict[tuple[int, int, str], list[NDArray[np.float64]]] = {}
     for replicate in range(scale.replicates):
+        texts = laboratory.texts(recording, replicate)
         for key_step in recording.key_steps:
             for value_step in values:
-                found = _measured(laboratory, recording, replicate, key_step, value_step)
+                found = _measured(laboratory, recording, replicate, key_step, value_step, texts)
                 for name, each in found.items():
                     errors.setdefault((key_step, value_step, name), []).append(each)
     rows = []
@@ -78,9 +79,14 @@ def run_estimates(
 
 
 def _measured(
-    laboratory: Laboratory, recording: Recording, replicate: int, key_step: int, value_step: int
+    laboratory: Laboratory,
+    recording: Recording,
+    replicate: int,
+    key_step: int,
+    value_step: int,
+    texts: tuple[Tensor, Tensor],
 ) -> dict[str, NDArray[np.float64]]:
-    """Return each estimator's distance (n) to the query's own x_v."""
+    """Return each estimator's distance (n) to the query's own x_v; ``texts`` of entries and of queries."""
     steps = sorted({key_step - 1, key_step, value_step} - {0})
     paths = dict(zip(steps, laboratory.latents(recording, replicate, tuple(steps)), strict=True))
     base = laboratory.base(recording, replicate)
@@ -91,8 +97,6 @@ def _measured(
     ahead = key_step - 1 in recording.key_steps
     if ahead:
         found[_AHEAD] = torch.empty_like(truth)
-    texts = laboratory.texts(base.prompts(range(len(base))))
-    asking = laboratory.texts(list(laboratory.prompts(replicate)))
     every = {step: base.keys(range(len(base)), step).flatten(1) for step in recording.key_steps}
     values = base.values(range(len(base)), value_step).flatten(1)
     center, middle = (_noise_means(each, of_entry) for each in (every[key_step], values))
@@ -107,7 +111,7 @@ def _measured(
             found[name][asked] = estimator(queries, keys, values[rows])
         before = every[key_step - 1][rows] if ahead else None
         earlier = paths[key_step - 1].flatten(1)[asked] if ahead else None
-        entries, seen = Seen(keys, before, texts[rows]), Seen(queries, earlier, asking[asked])
+        entries, seen = Seen(keys, before, texts[0][rows]), Seen(queries, earlier, texts[1][asked])
         for name, wider in WIDER.items():
             found[name][asked] = wider(entries, seen, values[rows])
         if before is not None and earlier is not None:

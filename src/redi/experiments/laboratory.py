@@ -314,9 +314,10 @@ class Laboratory:
             pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **solver.config)
         return pipe
 
-    def texts(self, prompts: Sequence[str]) -> Tensor:
-        """Return the pipeline's own embeddings (n, d) of prompts."""
-        return embedded(self.subject.pipeline("dpm", self.device), prompts)
+    def texts(self, recording: Recording, replicate: int) -> tuple[Tensor, Tensor]:
+        """Return the pipeline's own embeddings (n, d) of the base's prompts and of the replicate's."""
+        pipe, base = self._pipeline(recording.solver), self.base(recording, replicate)
+        return embedded(pipe, base.prompts(range(len(base)))), embedded(pipe, list(self.prompts(replicate)))
 
     def noise_ids(self, count: int) -> list[int]:
         return [place % self.scale.noises for place in range(count)]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+
+import numpy as np
 
 _LAST, _QUADRATIC_SHARE = 999, 0.8
 _ALIGNED = (999, 850, 736, 645, 545, 455, 343, 233, 124, 24)
@@ -20,13 +22,8 @@ def aligned(steps: int) -> list[int]:
 
     Another number of steps is interpolated between them; the authors do that with noise levels.
     """
-    places = [place * (len(_ALIGNED) - 1) / (steps - 1) for place in range(steps)]
-    return [round(_between(_ALIGNED, place)) for place in places]
-
-
-def _between(points: Sequence[float], place: float) -> float:
-    low = min(int(place), len(points) - 2)
-    return points[low] + (place - low) * (points[low + 1] - points[low])
+    places = np.linspace(0, len(_ALIGNED) - 1, steps)
+    return [round(float(timestep)) for timestep in np.interp(places, range(len(_ALIGNED)), _ALIGNED)]
 
 
 TIMESTEPS: Mapping[str, Callable[[int], list[int]]] = {"quadratic": quadratic, "align-your-steps": aligned}

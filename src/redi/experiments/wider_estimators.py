@@ -13,10 +13,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from redi.retrieval.weights import Kriging
+from redi.retrieval.weights import JITTER, Kriging
 
 _RULE = Kriging()
-_SHORT, _JITTER = 1 / 60, 1e-9
 
 
 @dataclass(frozen=True)
@@ -44,10 +43,12 @@ def kriging(entries: Seen, queries: Seen, values: Tensor, *, lags: int = 1, text
         lags: 2 carries what is left of the step before too, with a scale of its own.
         text: Bandwidth of a kernel over texts that the keys' kernel is multiplied by, in median distances; None: none.
     """
-    between, towards = _kernels(entries.keys, queries.keys, _RULE.nugget)
+    between, towards = _kernels(entries.keys, queries.keys)
     if text is not None:
-        of_texts = _kernels(entries.texts, queries.texts, 0.0, text)
-        between, towards = between * of_texts[0], towards * of_texts[1]
+        squared = _squared(entries.texts, queries.texts)
+        scale = text * _median(squared[1])
+        alike = [torch.exp(-each / (2 * scale**2)) for each in squared]
+        between, towards = between * alike[0], towards * alike[1]
     weights, left = _solved(between, towards)
     pairs = [(entries.keys, queries.keys), (entries.before, queries.before)][:lags]
     known = [(one.double(), other.double()) for one, other in pairs if one is not None and other is not None]
@@ -77,7 +78,7 @@ def in_blocks(
             apart = down[:, None].square() + across[None, :].square()
             window = torch.exp(-apart / (4 * spread**2)).expand(channels, side, side).flatten().double()
             inside = (apart == 0).expand(channels, side, side).flatten()
-            weights, left = _solved(*_kernels(keys * window, asked * window, _RULE.nugget))
+            weights, left = _solved(*_kernels(keys * window, asked * window))
             estimate[:, inside] = _carried(weights, left, [(keys[:, inside], asked[:, inside])], kept[:, inside])
     return estimate.float()
 
@@ -87,26 +88,30 @@ def _beyond(places: Tensor, start: int, length: int) -> Tensor:
     return torch.maximum(start - places, places - (start + length - 1)).clamp_min(0)
 
 
-def _kernels(
-    entries: Tensor, queries: Tensor, nugget: float, bandwidth: float = _RULE.bandwidth
-) -> tuple[Tensor, Tensor]:
-    """Return the kernel between entries (n, n), and towards queries (n, m)."""
+def _kernels(entries: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the library's kernel between entries (n, n), and towards queries (n, m)."""
+    between, towards = _squared(entries, queries)
+    scale = _RULE.bandwidth * _median(towards)
+    return _RULE.correlated(between, scale), _RULE.correlated(towards, scale)
+
+
+def _squared(entries: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
+    """Return squared distances between entries (n, n), and from entries to queries (n, m), in float64."""
     entries, queries = entries.double(), queries.double()
     exact = "donot_use_mm_for_euclid_dist"
-    between = torch.cdist(entries, entries, compute_mode=exact).square()
-    towards = torch.cdist(entries, queries, compute_mode=exact).square()
-    scale = bandwidth * float(towards.sqrt().median())
+    return (
+        torch.cdist(entries, entries, compute_mode=exact).square(),
+        torch.cdist(entries, queries, compute_mode=exact).square(),
+    )
 
-    def correlated(squared: Tensor) -> Tensor:
-        spread = squared / (2 * scale**2)
-        return torch.exp(-spread) + nugget * torch.exp(-spread / _SHORT**2)
 
-    return correlated(between), correlated(towards)
+def _median(squared: Tensor) -> float:
+    return float(squared.sqrt().median())
 
 
 def _solved(between: Tensor, towards: Tensor) -> tuple[Tensor, Tensor]:
     """Return weights (n, m) that sum to one, and what leaving each entry out leaves of it (n, n)."""
-    factor = torch.linalg.cholesky(between + _JITTER * torch.eye(len(between), dtype=torch.float64))
+    factor = torch.linalg.cholesky(between + JITTER * torch.eye(len(between), dtype=torch.float64))
     ones = torch.ones(len(between), 1, dtype=torch.float64)
     solved = torch.cholesky_solve(torch.cat([towards, ones], 1), factor)
     each, trend = solved[:, :-1], solved[:, -1:]

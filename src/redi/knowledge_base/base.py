@@ -164,8 +164,9 @@ class KnowledgeBase(Reader):
         cls, source: str | PathLike[str], *, revision: str | None = None, index: IndexFactory = ExactIndex
     ) -> KnowledgeBase:
         """Open the base in a folder, a bucket or the Hugging Face hub, fetched once; see :func:`sharing.fetch`."""
-        folder = sharing.fetch(source, revision)
-        return cls.open(source if is_address(source) else folder, index=index)
+        if is_address(source) and revision is None:
+            return cls.open(source, index=index)
+        return cls.open(sharing.fetch(source, revision), index=index)
 
     def save_pretrained(self, folder: str | PathLike[str], **options: Any) -> None:
         """Copy this base, whole, with fewer value steps or fewer bits, into a new folder; see :func:`sharing.save`."""

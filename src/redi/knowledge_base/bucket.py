@@ -22,7 +22,7 @@ from uuid import uuid4
 from redi.errors import KnowledgeBaseError
 from redi.knowledge_base.durable import fsync_file, writing
 from redi.knowledge_base.guard import check_depth, shortened
-from redi.knowledge_base.hashes import MAX_BYTES, FileHash, checked_hash, checked_name
+from redi.knowledge_base.hashes import MAX_BYTES, FileHash, checked_hash, checked_name, hash_fields
 
 HEAD = "head.json"
 KEPT = timedelta(days=1)
@@ -151,10 +151,7 @@ class Bucket:
         """
         from obstore.exceptions import AlreadyExistsError, PreconditionError
 
-        listed = {
-            name: {"size": each.hash.size, "sha256": each.hash.sha256, "object": each.object}
-            for name, each in sorted(files.items())
-        }
+        listed = {name: {**hash_fields(each.hash), "object": each.object} for name, each in sorted(files.items())}
         text = json.dumps({"version": _VERSION, "files": listed}, indent=1) + "\n"
         with self._reaching("write"):
             try:

@@ -52,6 +52,11 @@ def bytes_in(files: Iterable[Path]) -> int:
     return held
 
 
+def bytes_below(folder: Path) -> int:
+    """Return the bytes of all files in a folder and below it, as :func:`bytes_in` does."""
+    return bytes_in(file for file in folder.rglob("*") if file.is_file())
+
+
 def hash_of(path: Path) -> str:
     """Return the SHA-256 of a file, 64 hexadecimal digits.
 

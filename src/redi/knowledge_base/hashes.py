@@ -49,7 +49,7 @@ class FileHashes:
 
     def to_json(self) -> str:
         """Return the text of ``hashes.json``."""
-        listed = {name: _fields(each) for name, each in sorted(self.files.items())}
+        listed = {name: hash_fields(each) for name, each in sorted(self.files.items())}
         return json.dumps({"version": _VERSION, "signature": self.signature, "files": listed}, indent=1) + "\n"
 
     @classmethod
@@ -91,7 +91,7 @@ def checked_name(name: str) -> str:
     return name
 
 
-def _fields(each: FileHash) -> dict[str, Any]:
+def hash_fields(each: FileHash) -> dict[str, Any]:
     step = {} if each.value_step is None else {"value_step": each.value_step}
     return {"size": each.size, "sha256": each.sha256, **step}
 
@@ -175,15 +175,21 @@ def differing_files(folder: Path, files: Mapping[str, FileHash]) -> list[str]:
     return found
 
 
+def is_lasting(name: str) -> bool:
+    """Whether a name below a base's folder is of a file that the base consists of: not derived, not a builder's."""
+    top, _, below = name.partition("/")
+    if top == _INDEXES:
+        return below in _HASHED_INDEXES
+    return top not in _NOT_HASHED and (bool(below) or not top.endswith(".torn"))
+
+
 def file_names(folder: Path) -> Iterator[str]:
+    """Yield the names of the files that :func:`is_lasting`."""
     for place, folders, files in os.walk(folder):
-        top = Path(place) == folder
-        folders[:] = [each for each in folders if not (top and each in _NOT_HASHED)]
-        if Path(place) == folder / _INDEXES:
-            folders.clear()
-        for file in files if Path(place) != folder / _INDEXES else set(files) & set(_HASHED_INDEXES):
-            if not (top and (file in _NOT_HASHED or file.endswith(".torn"))):
-                yield (Path(place) / file).relative_to(folder).as_posix()
+        if Path(place) == folder:  # previews may be many
+            folders[:] = [each for each in folders if each not in _NOT_HASHED]
+        names = ((Path(place) / file).relative_to(folder).as_posix() for file in files)
+        yield from filter(is_lasting, names)
 
 
 def _hash_of(path: Path, value_step: int | None = None) -> FileHash:

@@ -27,7 +27,7 @@ from redi.knowledge_base.bucket import KEPT, Bucket, Head, StoredFile
 from redi.knowledge_base.durable import replace_file, writing
 from redi.knowledge_base.guard import hash_of, read_file
 from redi.knowledge_base.hashes import FILE_NAME as HASHES
-from redi.knowledge_base.hashes import FileHash, file_names
+from redi.knowledge_base.hashes import FileHash, file_names, is_lasting
 from redi.knowledge_base.ledger import BuilderLock, Ledger, LockedError
 from redi.knowledge_base.manifest import FILE_NAME as MANIFEST
 
@@ -258,14 +258,12 @@ class Mirror:
         """Return the hash of every file that the bucket shares, reading only those that have changed."""
         found = {}
         with writing(self.folder):
-            for name in file_names(self.folder):
-                if _is_shared(name):
-                    path = self.folder / name
-                    stamp = _stamp(path)
-                    known = self._hashes.get(name)
-                    if known is None or known[0] != stamp:
-                        self._hashes[name] = known = (stamp, FileHash(stamp[0], hash_of(path)))
-                    found[name] = known[1]
+            for name in filter(_is_shared, file_names(self.folder)):
+                path = self.folder / name
+                stamp, known = _stamp(path), self._hashes.get(name)
+                if known is None or known[0] != stamp:
+                    self._hashes[name] = known = (stamp, FileHash(stamp[0], hash_of(path)))
+                found[name] = known[1]
         self._hashes = {name: self._hashes[name] for name in found}
         return found
 
@@ -287,10 +285,7 @@ def _stamp(path: Path) -> tuple[int, int, int]:
 
 
 def _is_shared(name: str) -> bool:
-    top, _, below = name.partition("/")
-    if top in ("index", "previews", ".cache"):
-        return name == "index/leave_one_out.safetensors"
-    return (bool(below) or top not in (*_OF_THIS_MACHINE, "lock", "hashes.json")) and ".tmp-" not in name
+    return is_lasting(name) and name not in _OF_THIS_MACHINE and ".tmp-" not in name
 
 
 def _late(name: str) -> int:

@@ -25,7 +25,7 @@ RESOLUTION = 1e-6
 _SHORT = 1 / 60
 """Range of kriging's short kernel over that of the wide one."""
 
-_JITTER = 1e-6
+JITTER = 1e-6
 """What lets identical keys share their weight."""
 
 
@@ -158,6 +158,11 @@ class Kriging:
                 f"kriging with nugget={self.nugget!r}, bandwidth={self.bandwidth!r}", expected="positive numbers"
             )
 
+    def correlated(self, squared: Tensor, scale: float) -> Tensor:
+        """Return the kernel of squared distances (any shape), ``scale`` its wide part's bandwidth in their units."""
+        spread = squared / (2 * scale**2)
+        return torch.exp(-spread) + self.nugget * torch.exp(-spread / _SHORT**2)
+
     def combine(self, query: Tensor, keys: Tensor, values: Tensor) -> Combination:
         """See :meth:`Combiner.combine`."""
         q, k = _flat(query, keys, values)
@@ -169,12 +174,8 @@ class Kriging:
         if scale == 0:  # at least half of the keys are the query itself
             scale = self.bandwidth * float(to_query.sqrt().mean()) or 1.0
 
-        def correlated(squared: Tensor) -> Tensor:
-            spread = squared / (2 * scale**2)
-            return torch.exp(-spread) + self.nugget * torch.exp(-spread / _SHORT**2)
-
-        kernel = correlated(between) + _JITTER * torch.eye(len(k), dtype=torch.float64)
-        towards = correlated(to_query)
+        kernel = self.correlated(between, scale) + JITTER * torch.eye(len(k), dtype=torch.float64)
+        towards = self.correlated(to_query, scale)
         factor = torch.linalg.cholesky(kernel)
         ones = torch.ones_like(towards)
         solved = torch.cholesky_solve(torch.stack([towards, ones], 1), factor)
