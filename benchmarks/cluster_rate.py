@@ -14,11 +14,11 @@ import argparse
 import os
 import sys
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bench import BATCH, build, seconds_of
 from figures import Figure, tell
 
 import redi
@@ -27,26 +27,12 @@ from redi.miniature.scenes import captions
 from redi.pipelines import MINIATURE, default_guidance, load_pipeline
 
 PLAN = redi.Plan(20, key_step=5, value_steps=(10,))
-BATCH, UNIT, NOISES = 16, 32, 4
+UNIT = 2 * BATCH
 
 
 def built(pipe: Any, folder: Path, prompts: list[str], **more: Any) -> float:
     """Return the seconds that a build takes."""
-    started = time.perf_counter()
-    redi.build(
-        pipe,
-        prompts,
-        folder,
-        plan=PLAN,
-        noises=NOISES,
-        batch_size=BATCH,
-        unit_size=UNIT,
-        model_id=MINIATURE,
-        progress=False,
-        guidance_scale=default_guidance(MINIATURE),
-        **more,
-    )
-    return time.perf_counter() - started
+    return seconds_of(lambda: build(pipe, MINIATURE, prompts, folder, PLAN, unit_size=UNIT, progress=False, **more))[0]
 
 
 def generated(pipe: Any, prompts: list[str]) -> float:
@@ -56,16 +42,17 @@ def generated(pipe: Any, prompts: list[str]) -> float:
         pipe._interrupt = step + 1 >= PLAN.value_steps[-1]
         return kept
 
-    started = time.perf_counter()
-    for start in range(0, len(prompts), BATCH):
-        pipe(
-            prompts[start : start + BATCH],
-            num_inference_steps=PLAN.num_inference_steps,
-            guidance_scale=default_guidance(MINIATURE),
-            output_type="latent",
-            callback_on_step_end=stop,
-        )
-    return time.perf_counter() - started
+    def run() -> None:
+        for start in range(0, len(prompts), BATCH):
+            pipe(
+                prompts[start : start + BATCH],
+                num_inference_steps=PLAN.num_inference_steps,
+                guidance_scale=default_guidance(MINIATURE),
+                output_type="latent",
+                callback_on_step_end=stop,
+            )
+
+    return seconds_of(run)[0]
 
 
 def stopping(pipe: Any, folder: Path) -> Figure:

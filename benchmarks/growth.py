@@ -18,82 +18,70 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bench import NOISES, build, in_turns, plain
 from figures import Figure, tell
 
 import redi
 from redi.knowledge_base import KnowledgeBase
 from redi.miniature.scenes import captions
-from redi.pipelines import MINIATURE, default_guidance, load_pipeline
+from redi.pipelines import MINIATURE, load_pipeline
 
 PLAN = redi.Plan(20, key_step=5, value_steps=(10, 15))
-NOISES, BATCH, ENTRIES, DELAY = 4, 8, 64, 1.0
+PICTURES, ENTRIES, DELAY = 8, 64, 1.0
 
 
 def made_in_full(grow: bool | redi.Growth, folder: Path) -> tuple[Any, Any]:
     """Return a pipeline that is enabled and whose images all abstain, and its handle."""
     pipe = load_pipeline(MINIATURE, scheduler="dpm")
     pipe.set_progress_bar_config(disable=True)
-    call = {"guidance_scale": default_guidance(MINIATURE)}
-    known = list(captions(ENTRIES, seed=1, held_out=False))
-    base = redi.build(pipe, known, folder, plan=PLAN, noises=NOISES, batch_size=16, model_id=MINIATURE, **call)
+    base = build(pipe, MINIATURE, list(captions(ENTRIES, seed=1, held_out=False)), folder, PLAN)
     return pipe, redi.enable(pipe, base, max_distance=0.0, grow=grow)
 
 
-def seconds_of(pipe: Any, base: KnowledgeBase, prompts: list[str]) -> float:
-    """Return how long one call of the pipeline takes, from the bank's noises in turn."""
-    latents = base.noise_bank.latents[[place % NOISES for place in range(len(prompts))]]
-    started = time.perf_counter()
-    pipe(
-        prompts,
-        latents=latents,
-        num_inference_steps=PLAN.num_inference_steps,
-        guidance_scale=default_guidance(MINIATURE),
-    )
-    return time.perf_counter() - started
+def made(side: tuple[Any, Any], prompts: list[str]) -> None:
+    """Make one call of a pipeline, from the bank's noises in turn."""
+    pipe, enabled = side
+    plain(pipe, enabled.base, prompts, [place % NOISES for place in range(len(prompts))])
 
 
 def cost(folder: Path, repeats: int) -> tuple[Figure, dict[str, Any]]:
     """Compare enabled pipelines with and without growth, in turns."""
     sides = [made_in_full(False, folder / "plain"), made_in_full(redi.Growth(delay=DELAY), folder / "growing")]
-    new = _batches(captions((repeats + 1) * BATCH, seed=2, held_out=True))
-    seconds: list[list[float]] = [[], []]
-    for repeat, prompts in enumerate(new):
-        for which in (0, 1) if repeat % 2 else (1, 0):
-            pipe, enabled = sides[which]
-            seconds[which].append(seconds_of(pipe, enabled.base, prompts))
+    new = [_batches(captions((repeats + 1) * PICTURES, seed=2, held_out=True)) for _ in sides]
+    runs = in_turns(repeats, lambda: made(sides[0], next(new[0])), lambda: made(sides[1], next(new[1])))
     grower = sides[1][1].grower
     grower.flush()
     added = grower.added
     for pipe, _ in sides:
         redi.disable(pipe)
-    ratios = [grown / plain for plain, grown in list(zip(*seconds, strict=True))[1:]]  # the first turn warms up
+    ratios = [after / before for before, after, _ in runs]
     found = KnowledgeBase.open(folder / "growing")
-    if added < repeats * BATCH * 0.9 or len(found) != ENTRIES + added:
+    if added < repeats * PICTURES * 0.9 or len(found) != ENTRIES + added:
         raise SystemExit(f"{added} images added, {len(found)} entries: growth did not run")
     return Figure("growing.cost", statistics.median(ratios), "<=1.01"), {"ratios": ratios, "added": added}
 
 
 def delay(folder: Path, repeats: int) -> tuple[Figure, dict[str, Any]]:
     """Wait for an image, as a reader that looks at the base again and again."""
-    pipe, enabled = made_in_full(redi.Growth(delay=DELAY), folder)
+    side = made_in_full(redi.Growth(delay=DELAY), folder)
     found = []
-    for prompts in _batches(captions(repeats * BATCH, seed=3, held_out=True)):
+    for prompts in _batches(captions(repeats * PICTURES, seed=3, held_out=True)):
         reader = KnowledgeBase.open(folder)
-        seconds_of(pipe, enabled.base, prompts)
-        made = time.perf_counter()
+        made(side, prompts)
+        done = time.perf_counter()
         before = len(reader)
         while len(reader := reader.current()) == before:
-            if time.perf_counter() - made > 60:
+            if time.perf_counter() - done > 60:
                 raise SystemExit("an image was not found within a minute")
             time.sleep(0.005)
-        found.append(time.perf_counter() - made - DELAY)
-    redi.disable(pipe)
+        found.append(time.perf_counter() - done - DELAY)
+    redi.disable(side[0])
     return Figure("growing.delay", max(found), "<=1"), {"seconds_beyond": found}
 
 
 def _batches(prompts: Any) -> Iterator[list[str]]:
     told = list(prompts)
-    return (told[start : start + BATCH] for start in range(0, len(told), BATCH))
+    return (told[start : start + PICTURES] for start in range(0, len(told), PICTURES))
 
 
 def main() -> int:
