@@ -167,6 +167,29 @@ def test_independent_keys_are_searched_by_rotated_bits(path: Path) -> None:
     assert choice.measured[0].lower >= 0.99
 
 
+def test_two_bits_rank_what_one_bit_finds_from_files_as_from_memory(tmp_path: Path) -> None:
+    from redi.knowledge_base.codes import RotatedCoder, code_files, encode, filled, open_codes, read_codes, write_codes
+
+    white = torch.randn(1200, 1024, generator=torch.Generator().manual_seed(0))
+    queries = white[:64] + 0.5 * torch.randn(64, 1024, generator=torch.Generator().manual_seed(1))
+    true = torch.cdist(queries, white).topk(10, dim=1, largest=False).indices
+    shares = {}
+    for bits in (1, 2):
+        coder, path = RotatedCoder.fit(white, bits), tmp_path / f"{bits}.codes"
+        codes, asked = encode(coder, white), coder.coordinates(queries, stored=False)
+        write_codes(path, coder, codes)
+        assert len(code_files(path, coder)) == bits
+        assert (read_codes(path, coder, len(white)) == codes).all()
+        found = torch.from_numpy(open_codes(path, coder, len(white)).search(asked, 20)[1])
+        assert torch.equal(found, torch.from_numpy(filled(coder, codes).search(asked, 20)[1]))
+        shares[bits] = (true[:, :, None] == found[:, None]).any(dim=2).float().mean()
+    assert shares[2] > shares[1] + 0.05
+    last = code_files(path, coder)[-1]
+    last.write_bytes(last.read_bytes()[:-1])
+    with pytest.raises(KnowledgeBaseError, match="not the codes of 1200 keys"):
+        open_codes(path, coder, len(white))
+
+
 def test_a_reader_takes_a_new_version_while_it_runs(path: Path, quiet: None) -> None:
     reader = KnowledgeBase.open(path)
     check_search(path, reader)

@@ -59,6 +59,9 @@ SHORTEST = Recording(Solver("dpm", 5), (1, 2), (3, 4))
 SHORT = Recording(Solver("dpm", 10), (1, 2, 3), (4, 5, 6, 7, 8, 9))
 _EVEN: dict[str, bool] = {}
 _KARRAS, _LOG_SNR, _TRAILING = {"use_karras_sigmas": True}, {"use_lu_lambdas": True}, {"timestep_spacing": "trailing"}
+SHORTEST_TRAILING, SHORT_TRAILING = (
+    replace(each, solver=replace(each.solver, settings=tuple(_TRAILING.items()))) for each in (SHORTEST, SHORT)
+)
 _FEW = (3, 4, 5, 6, 7, 8, 10)
 
 
@@ -135,9 +138,10 @@ def rivals() -> Study:
         recording = Recording(Solver("dpm", 10, tuple(spacing.items())), (1, 2), (3, 5, 6, 7, 8))
         jumps += [redi(recording, 1, v, neighbors=4) for v in (3, 5, 6, 7, 8)]
     jumps += [redi(recording, 1, v, weights="kriging") for v in (3, 5)]
-    for key_step, value_steps in ((1, (4, 5, 6, 7, 8)), (2, (4, 6, 7, 8, 9)), (3, (5, 7, 8, 9))):
-        jumps += [redi(SHORT, key_step, v, weights="kriging") for v in value_steps]
-    jumps += [redi(SHORTEST, k, v, weights="kriging") for k, v in ((2, 3), (1, 3), (2, 4), (1, 4))]
+    for short, shortest in ((SHORT, SHORTEST), (SHORT_TRAILING, SHORTEST_TRAILING)):
+        for key_step, value_steps in ((1, (4, 5, 6, 7, 8)), (2, (4, 6, 7, 8, 9)), (3, (5, 7, 8, 9))):
+            jumps += [redi(short, key_step, v, weights="kriging") for v in value_steps]
+        jumps += [redi(shortest, k, v, weights="kriging") for k, v in ((2, 3), (1, 3), (2, 4), (1, 4))]
     return Study("rivals", "Few calls: ReDi and solvers alone", (full, *plains, *jumps), full, plot=True)
 
 

@@ -7,7 +7,7 @@ types are used; its "fast scan" types overflow at these dimensions without a wor
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,22 +21,30 @@ from redi.errors import KnowledgeBaseError
 
 _POWER_STEPS = 6
 _PROBE = 64
+_BREADTH = 16
 
 Codes = npt.NDArray[np.uint8]
 
 
 class Coder(Protocol):
-    """How keys become codes. Made by ``fit`` of a class, or by :func:`coder_of` from what was stored."""
+    """How keys become codes. Made by ``fit`` of a class, or by :func:`coder_of` from what was stored.
+
+    Attributes:
+        name: In words.
+        center: (d) float32.
+        breadth: How many codes the first level finds for each that the last one passes on; 1 of one level.
+    """
 
     name: str
     center: Tensor
+    breadth: int
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all that :func:`coder_of` needs to make this coder again."""
         ...
 
-    def empty(self) -> Any:
-        """Return a FAISS index without codes."""
+    def levels(self) -> tuple[Any, ...]:
+        """Return FAISS indexes without codes: the one that is scanned, and one that ranks what it finds, if any."""
         ...
 
     def coordinates(self, keys: Tensor, *, stored: bool) -> npt.NDArray[np.float32]:
@@ -56,6 +64,8 @@ class ProjectedCoder:
         axes: (m-1, d) float32, orthonormal rows.
         ranges: (2m) float32: least value and width of each coordinate.
     """
+
+    breadth = 1
 
     def __init__(self, center: Tensor, axes: Tensor, ranges: Tensor) -> None:
         self.center, self._axes, self._ranges = center, axes, ranges
@@ -77,12 +87,12 @@ class ProjectedCoder:
         """See :class:`Coder`."""
         return {"center": self.center, "axes": self._axes, "ranges": self._ranges}
 
-    def empty(self) -> Any:
+    def levels(self) -> tuple[Any, ...]:
         """See :class:`Coder`."""
         made = faiss.IndexScalarQuantizer(len(self._axes) + 1, faiss.ScalarQuantizer.QT_8bit)
         faiss.copy_array_to_vector(self._ranges.numpy(), made.sq.trained)
         made.is_trained = True
-        return made
+        return (made,)
 
     def coordinates(self, keys: Tensor, *, stored: bool) -> npt.NDArray[np.float32]:
         """See :class:`Coder`."""
@@ -114,17 +124,19 @@ class RotatedCoder:
     """RaBitQ: the signs (and with 2 bits a little more) of centred keys after a random rotation by Hadamard transform.
 
     For keys without a low rank, as those of independent noises are. The error of a squared distance is about
-    0.75 / sqrt(d) of it with one bit.
+    0.75 / sqrt(d) of it with one bit, whose scan is six times as fast as one of two bits; so codes of two bits only
+    rank what codes of one bit have found.
 
     Args:
         center: (d) float32.
-        bits: Bits a coordinate, 1 or 2.
+        bits: Bits a coordinate of the longest codes, 1 or 2.
         probe: What the rotation made of a known vector when the codes were written; None to ask it now.
     """
 
     def __init__(self, center: Tensor, bits: int, probe: Tensor | None = None) -> None:
         self.center, self._bits = center, bits
-        self.name = f"{bits} bit{'s' if bits > 1 else ''} a dimension, rotated"
+        self.name = f"{'1 bit, then ' if bits > 1 else ''}{bits} bit{'s' if bits > 1 else ''} a dimension, rotated"
+        self.breadth = _BREADTH if bits > 1 else 1
         self._rotation = faiss.HadamardRotation(len(center))
         known = torch.linspace(-1, 1, len(center))[None]
         self._probe = torch.from_numpy(self._rotation.apply(known.numpy()))[0, :_PROBE].clone()
@@ -144,9 +156,12 @@ class RotatedCoder:
         """See :class:`Coder`."""
         return {"center": self.center, "bits": torch.tensor([self._bits]), "probe": self._probe}
 
-    def empty(self) -> Any:
+    def levels(self) -> tuple[Any, ...]:
         """See :class:`Coder`."""
-        made = faiss.IndexRaBitQ(self._rotation.d_out, faiss.METRIC_L2, self._bits)
+        return tuple(self._level(bits) for bits in range(1, self._bits + 1))
+
+    def _level(self, bits: int) -> Any:
+        made = faiss.IndexRaBitQ(self._rotation.d_out, faiss.METRIC_L2, bits)
         faiss.copy_array_to_vector(np.zeros(self._rotation.d_out, dtype=np.float32), made.center)
         made.is_trained = True
         return made
@@ -178,32 +193,80 @@ def coder_of(found: Mapping[str, Tensor], size: int) -> Coder:
 
 
 def encode(coder: Coder, keys: Tensor) -> Codes:
-    """Return the codes of keys: (n, d) float32 to (n, bytes) uint8."""
-    codes: Codes = coder.empty().sa_encode(coder.coordinates(keys, stored=True))
-    return codes
+    """Return the codes of keys, of all levels side by side: (n, d) float32 to (n, bytes) uint8."""
+    coordinates = coder.coordinates(keys, stored=True)
+    return np.concatenate([level.sa_encode(coordinates) for level in coder.levels()], axis=1)
 
 
-def write_codes(path: Path, coder: Coder, count: int, parts: Iterable[Codes]) -> None:
-    """Write ``count`` codes, given in parts, as the file of a FAISS index.
+def filled(coder: Coder, codes: Codes) -> Any:
+    """Return a FAISS index of codes in memory."""
+    levels = coder.levels()
+    for level, part in zip(levels, _by_level(levels, codes), strict=True):
+        level.add_sa_codes(np.ascontiguousarray(part), None)
+    return _together(coder, levels)
+
+
+def code_files(path: Path, coder: Coder) -> list[Path]:
+    """Return the files of codes, one for each level; the first is ``path``."""
+    return [path.with_name(f"{path.name}{level or ''}") for level in range(len(coder.levels()))]
+
+
+def write_codes(path: Path, coder: Coder, codes: Codes) -> None:
+    """Write codes as files of FAISS indexes.
 
     Raises:
         OSError: The disk is full or not writable.
     """
-    head, tail, size = _frame(coder, count)
-    with open(path, "wb") as file:
-        file.write(head + (count * size).to_bytes(8, "little"))
-        for part in parts:
-            file.write(np.ascontiguousarray(part).data)
-        file.write(tail)
+    levels = coder.levels()
+    for file, level, part in zip(code_files(path, coder), levels, _by_level(levels, codes), strict=True):
+        head, tail, size = _frame(level, len(codes))
+        with open(file, "wb") as opened:
+            opened.write(head + (len(codes) * size).to_bytes(8, "little"))
+            opened.write(np.ascontiguousarray(part).data)
+            opened.write(tail)
 
 
 def read_codes(path: Path, coder: Coder, count: int) -> Codes:
-    """Map the codes of a file: (count, bytes) uint8.
+    """Return the codes of files, of all levels side by side: (count, bytes) uint8.
 
     Raises:
-        KnowledgeBaseError: The file is not one of ``count`` codes by this coder.
+        KnowledgeBaseError: The files are not those of ``count`` codes by this coder.
     """
-    head, tail, size = _frame(coder, count)
+    files = zip(code_files(path, coder), coder.levels(), strict=True)
+    parts = [_mapped(file, level, count) for file, level in files]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+
+def open_codes(path: Path, coder: Coder, count: int) -> Any:
+    """Return a FAISS index whose codes are mapped, so that processes share them.
+
+    FAISS believes what stands in a file, so everything but the codes themselves is compared first with what must
+    stand there; any code is a valid code.
+
+    Raises:
+        KnowledgeBaseError: The files are not those of ``count`` codes by this coder.
+    """
+    files = code_files(path, coder)
+    for file, level in zip(files, coder.levels(), strict=True):
+        _mapped(file, level, count)
+    return _together(coder, tuple(faiss.read_index(str(file), faiss.IO_FLAG_MMAP_IFC) for file in files))
+
+
+def _by_level(levels: tuple[Any, ...], codes: Codes) -> list[Codes]:
+    ends = np.cumsum([level.code_size for level in levels])
+    return np.split(codes, ends[:-1], axis=1)
+
+
+def _together(coder: Coder, levels: tuple[Any, ...]) -> Any:
+    if len(levels) == 1:
+        return levels[0]
+    both = faiss.IndexRefine(*levels)
+    both.k_factor = coder.breadth
+    return both
+
+
+def _mapped(path: Path, level: Any, count: int) -> Codes:
+    head, tail, size = _frame(level, count)
     start, length = len(head) + 8, count * size
     try:
         data = np.memmap(path, dtype=np.uint8, mode="r")
@@ -221,22 +284,9 @@ def read_codes(path: Path, coder: Coder, count: int) -> Codes:
     return data[start : start + length].reshape(count, size)
 
 
-def open_codes(path: Path, coder: Coder, count: int) -> Any:
-    """Return a FAISS index whose codes are mapped, so that processes share them.
-
-    FAISS believes what stands in a file, so everything but the codes themselves is compared first with what must
-    stand there; any code is a valid code.
-
-    Raises:
-        KnowledgeBaseError: The file is not one of ``count`` codes by this coder.
-    """
-    read_codes(path, coder, count)
-    return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
-
-
-def _frame(coder: Coder, count: int) -> tuple[bytes, bytes, int]:
+def _frame(level: Any, count: int) -> tuple[bytes, bytes, int]:
     """Return what FAISS writes before the codes (without their number of bytes) and after them, and bytes a code."""
-    made = coder.empty()
+    made: Any = faiss.clone_index(level)
     made.ntotal = count
     without = faiss.serialize_index(made).tobytes()
     made.codes.resize(1)

@@ -188,7 +188,7 @@ class View:
         return coder_of(load_tensors(self._version / f"{part.file}.safetensors"), self._size)
 
     def codes(self, part: Part, coder: Any) -> Any:
-        """Map the part's codes: (n, bytes) uint8.
+        """Return the part's codes: (n, bytes) uint8.
 
         Raises:
             KnowledgeBaseError: They are damaged.
@@ -204,7 +204,7 @@ class View:
             KnowledgeBaseError: A file is damaged.
         """
         from redi.knowledge_base.coded_index import CodedIndex, ScanIndex
-        from redi.knowledge_base.codes import open_codes
+        from redi.knowledge_base.codes import code_files, open_codes
 
         rows, column = torch.from_numpy(self.places(part.noise_id)), f"key_{part.key_step}"
         packed, called = self.packed, torch.from_numpy(names)
@@ -215,8 +215,10 @@ class View:
         if not part.measured:
             return ScanIndex(read, called, read(torch.arange(min(256, part.count))).mean(dim=0))
         coder = self.coder(part)
-        self._check(f"{part.file}.codes")
-        codes = open_codes(self._version / f"{part.file}.codes", coder, part.count)
+        path = self._version / f"{part.file}.codes"
+        for file in code_files(path, coder):
+            self._check(file.name)
+        codes = open_codes(path, coder, part.count)
         return CodedIndex(coder, codes, read, called, part.measured)
 
     def _check(self, name: str) -> None:

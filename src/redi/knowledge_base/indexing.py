@@ -221,11 +221,12 @@ def _measured_again(coder: Coder, codes: Codes, read: Any, new: npt.NDArray[np.i
 
 
 def _write(version: Path, part: Part, coder: Coder, codes: Codes) -> None:
-    from redi.knowledge_base.codes import write_codes
+    from redi.knowledge_base.codes import code_files, write_codes
 
     replace_file(version / f"{part.file}.safetensors", pack_tensors(coder.tensors()))
     path = version / f"{part.file}.codes"
     with writing(path):
-        write_codes(path, coder, len(codes), [codes])
-        fsync_file(path)
+        write_codes(path, coder, codes)
+        for file in code_files(path, coder):
+            fsync_file(file)
         fsync_file(version)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from functools import cache, partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from redi.knowledge_base.codes import Coder, Codes, ProjectedCoder, RotatedCoder, encode
+from redi.knowledge_base.codes import Coder, Codes, ProjectedCoder, RotatedCoder, encode, filled
 from redi.knowledge_base.index import Measured
 
 BAR = 0.99
@@ -135,38 +134,32 @@ def measure(coder: Coder, codes: Codes, queries: Tensor, own: Tensor, nearest: T
         own: (b) their places.
         nearest: (b, h) their true neighbours.
     """
-    index = filled(coder, codes)
-    most = min(_RERANKED[-1] + 1, len(codes))
-    found = torch.from_numpy(index.search(coder.coordinates(queries, stored=False), most)[1])
-    candidates = _without(found, own, most - 1)
+    index, asked = filled(coder, codes), coder.coordinates(queries, stored=False)
+
+    @cache
+    def candidates(reranked: int) -> Tensor:
+        # Of two levels more candidates do not begin with the fewer, so every number is searched for by itself.
+        return _without(torch.from_numpy(index.search(asked, reranked + 1)[1]), own, reranked)
+
     answers = []
     for neighbors in _asked(len(codes)):
-        reached = _least(candidates, nearest[:, :neighbors])
+        tried = [each for each in _RERANKED if neighbors <= each < len(codes)]
+        reached = _least(candidates, tried, nearest[:, :neighbors])
         if reached is None:
             break
         answers.append(reached)
     return tuple(answers)
 
 
-def filled(coder: Coder, codes: Codes) -> Any:
-    """Return a FAISS index of codes in memory."""
-    index = coder.empty()
-    index.add_sa_codes(codes, None)
-    return index
-
-
-def _least(candidates: Tensor, nearest: Tensor) -> Measured | None:
-    neighbors = nearest.shape[1]
-    for reranked in _RERANKED:
-        if reranked < neighbors or reranked > candidates.shape[1]:
-            continue
-        known = candidates[:, :reranked].sort(dim=1).values.contiguous()
+def _least(candidates: Callable[[int], Tensor], tried: Sequence[int], nearest: Tensor) -> Measured | None:
+    for reranked in tried:
+        known = candidates(reranked).sort(dim=1).values.contiguous()
         places = torch.searchsorted(known, nearest.contiguous()).clamp(max=reranked - 1)
         hit = known.gather(1, places) == nearest
         recall = float(hit.float().mean())
         lower = lower_bound(recall, len(nearest))
         if lower >= BAR:
-            return Measured(neighbors, reranked, recall, lower)
+            return Measured(nearest.shape[1], reranked, recall, lower)
     return None
 
 
