@@ -151,6 +151,30 @@ def test_a_reader_notices_that_a_version_came_again_with_other_entries(address: 
     assert set(base.prompts(range(len(base)))) == set(unit_batch(3).prompts)
 
 
+def test_who_reads_on_this_machine_ends_what_they_began_when_another_has_compacted(
+    address: str, on: OnMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = filled(address)
+    reader = KnowledgeBase.open(base.path)
+    files = set(base.path.glob("entries.lance/data/*"))
+    on("second")
+    other = KnowledgeBase.open(address)
+    upkeep.remove(other, upkeep.Where.parse(["noise=0"]))
+    other.compact(grace=timedelta(0))
+    assert base._mirror is not None
+    base._mirror.update()
+    assert torch.isfinite(reader.values(range(4 * ROWS), 4)).all()
+    on("first")
+    again = KnowledgeBase.open(address)  # another process, which only knows of them what the first wrote down
+    again.add_unit(9, unit_batch(9))
+    assert len(again) == len(KnowledgeBase.open(address)) == 5 * ROWS - 8
+    assert files < set(base.path.glob("entries.lance/data/*"))
+    assert not {f"entries.lance/data/{file.name}" for file in files} & Bucket(address).head().files.keys()  # type: ignore[union-attr]
+    monkeypatch.setattr(mirror, "GRACE", timedelta(0))
+    KnowledgeBase.open(address)
+    assert not files & set(base.path.glob("entries.lance/data/*"))
+
+
 def test_who_still_holds_a_base_that_another_replaced_writes_nothing_into_that(address: str, on: OnMachine) -> None:
     old = filled(address)
     on("second")

@@ -30,6 +30,7 @@ from redi.knowledge_base.hashes import FILE_NAME as HASHES
 from redi.knowledge_base.hashes import FileHash, file_names, is_lasting
 from redi.knowledge_base.ledger import BuilderLock, Ledger, LockedError
 from redi.knowledge_base.manifest import FILE_NAME as MANIFEST
+from redi.knowledge_base.versions import GRACE
 
 LOOK_AGAIN = 30.0
 """Seconds after which a reader looks whether the bucket's list is another."""
@@ -38,6 +39,8 @@ _OF_THIS_MACHINE = ("uses.jsonl", "calibration.json")
 _STATE, _MAX_BYTES = "mirror.json", 1 << 28
 _AT_ONCE, _TRIES, _WAIT = 8, 60, 600.0
 _VERSIONS, _LEDGER = "entries.lance/_versions/", "ledger/"
+_READ_LATER = ("entries.lance/data/", "entries.lance/_deletions/")
+"""What a reader that has opened an older version still reads; every file of these has a name of its own."""
 
 Changed = TypeVar("Changed")
 
@@ -61,7 +64,10 @@ class Mirror:
         self._root = cache_folder() / place
         self.folder = self._root / "copy" / bucket.name.rsplit("/", 1)[-1]
         self._head: Head | None = None
-        self._hashes: dict[str, tuple[tuple[int, int, int], FileHash]] = self._read_state()
+        self._hashes: dict[str, tuple[tuple[int, int, int], FileHash]] = {}
+        self._parked: dict[str, float] = {}
+        """When files were taken out of the copy that stay a while longer."""
+        self._read_state()
         self._looked, self._within = 0.0, False
 
     def exists(self) -> bool:
@@ -201,6 +207,7 @@ class Mirror:
         stale = sorted(here.keys() - files.keys(), key=_late, reverse=True)
         if wanted or stale:
             self._replace({name: files[name] for name in wanted}, stale)
+        self._drop_parked()
         self._head = head
         return bool(wanted or stale)
 
@@ -217,9 +224,21 @@ class Mirror:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(path, target)
                 self._hashes[name] = (_stamp(target), wanted[name].hash)
+                self._parked.pop(name, None)
             for name in (*stale, HASHES):
-                (self.folder / name).unlink(missing_ok=True)
+                if name.startswith(_READ_LATER):
+                    self._parked[name] = time.time()
+                else:
+                    (self.folder / name).unlink(missing_ok=True)
         self._write_state()
+
+    def _drop_parked(self) -> None:
+        over = [name for name, since in self._parked.items() if time.time() - since >= GRACE.total_seconds()]
+        for name in over:
+            (self.folder / name).unlink(missing_ok=True)
+            del self._parked[name]
+        if over:
+            self._write_state()
 
     def _push(self) -> bool:
         """Publish the folder as it is; False if the bucket's list is not the one that was pulled.
@@ -259,6 +278,8 @@ class Mirror:
         found = {}
         with writing(self.folder):
             for name in filter(_is_shared, file_names(self.folder)):
+                if name in self._parked:
+                    continue
                 path = self.folder / name
                 stamp, known = _stamp(path), self._hashes.get(name)
                 if known is None or known[0] != stamp:
@@ -268,15 +289,17 @@ class Mirror:
         return found
 
     def _write_state(self) -> None:
-        known = {name: [*stamp, each.sha256] for name, (stamp, each) in self._hashes.items()}
-        replace_file(self._root / _STATE, json.dumps(known).encode())
+        files = {name: [*stamp, each.sha256] for name, (stamp, each) in self._hashes.items()}
+        replace_file(self._root / _STATE, json.dumps({"files": files, "parked": self._parked}).encode())
 
-    def _read_state(self) -> dict[str, tuple[tuple[int, int, int], FileHash]]:
-        try:
+    def _read_state(self) -> None:
+        with suppress(OSError, ValueError, TypeError, AttributeError, KeyError, KnowledgeBaseError):  # it saves reading
             known = json.loads(read_file(self._root / _STATE, _MAX_BYTES))
-            return {name: ((size, at, file), FileHash(size, sha)) for name, (size, at, file, sha) in known.items()}
-        except (OSError, ValueError, TypeError, AttributeError, KnowledgeBaseError):
-            return {}  # it only saves reading
+            parked = {name: float(since) for name, since in known["parked"].items()}
+            self._parked = {name: since for name, since in parked.items() if name.startswith(_READ_LATER)}
+            self._hashes = {
+                name: ((size, at, file), FileHash(size, sha)) for name, (size, at, file, sha) in known["files"].items()
+            }
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:
