@@ -35,7 +35,7 @@ FULL, SHORT, JUMP = plain("dpm", 6), plain("dpm", 3), redi(RECORDING, 2, 4, neig
 STUDY = Study(
     "tiny",
     "A tiny study",
-    (FULL, SHORT, JUMP),
+    (FULL, SHORT, plain("dpm", 4), JUMP),
     FULL,
     (Claim(JUMP.label, SHORT.label, "frechet"), Claim(JUMP.label, JUMP.label, "at_value")),
     plot=True,
@@ -161,6 +161,20 @@ def test_an_entrys_own_prompt_lands_on_its_own_value(laboratory: Laboratory, res
     noise_ids = [entry.noise_id for entry in entries]
     apart = distance_at_value(pipe, base, [entry.prompt for entry in entries], noise_ids, jump)
     assert max(apart) < 0.05, "up to the base's float16"
+
+
+def test_the_best_are_compared_picture_by_picture(results: Path) -> None:
+    found = json.loads((results / "tiny" / "tiny.json").read_text())
+    assert [(each["calls"], each["measure"]) for each in found["best"]] == [
+        (4, "frechet"),
+        (4, "faithfulness"),
+        (4, "closeness"),
+    ]
+    assert {(each["ours"], each["rival"]) for each in found["best"]} == {(JUMP.label, "dpm-4")}
+    rows = {row["label"]: row for row in found["rows"]}
+    for each in found["best"]:
+        ours, alone = (rows[label][each["measure"]]["value"] for label in (JUMP.label, "dpm-4"))
+        assert each["difference"]["value"] == pytest.approx(ours - alone, abs=1e-9)
 
 
 def test_a_result_says_what_it_was_made_with(results: Path) -> None:

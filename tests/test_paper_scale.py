@@ -34,6 +34,7 @@ from redi.experiments.studies import STUDIES, Claim, Study
 from redi.experiments.subjects import Coco, Miniature
 from redi.knowledge_base import KnowledgeBase
 from redi.metrics.extractors import Extractor, load_extractor
+from redi.metrics.perceptual import load_perceptual
 from tiny_parts import clip_tokenizer
 from tiny_pipelines import stable_diffusion
 
@@ -62,6 +63,16 @@ class Reader(torch.nn.Module):
         return torch.nn.functional.adaptive_avg_pool2d(pictures / 255, 2).flatten(1)
 
 
+class Looker(torch.nn.Module):
+    """Looks at pictures as StyleGAN's VGG16 with LPIPS' weights does, from 0 to 255."""
+
+    def forward(self, pictures: torch.Tensor, resize_images: bool = True, return_lpips: bool = False) -> torch.Tensor:
+        """Return means of corners (b, 12)."""
+        assert return_lpips
+        assert not resize_images
+        return torch.nn.functional.adaptive_avg_pool2d(pictures / 255, 2).flatten(1)
+
+
 def coco(folder: Path) -> Path:
     """Write COCO's layout: every image has two captions, one caption is of two images and one of both halves."""
     (folder / "annotations").mkdir(parents=True)
@@ -87,7 +98,7 @@ def coco(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with sd15/, coco/, clip/, dinov2/ and inception.pt."""
+    """A folder with sd15/, coco/, clip/, dinov2/, inception.pt and lpips.pt."""
     folder = tmp_path_factory.mktemp("ground")
     coco(folder / "coco")
     stable_diffusion().save_pretrained(folder / "sd15")
@@ -109,13 +120,15 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder / "dinov2"
     )
     torch.jit.script(Reader()).save(str(folder / "inception.pt"))
+    torch.jit.script(Looker()).save(str(folder / "lpips.pt"))
     return folder
 
 
 @pytest.fixture(scope="module")
 def subject(ground: Path) -> Coco:
     clip, inception = (load_extractor(ground / name, device="cpu") for name in ("clip", "inception.pt"))
-    return Coco(str(ground / "sd15"), ground / "coco", inception, clip)
+    lpips = load_perceptual(ground / "lpips.pt", device="cpu")
+    return Coco(str(ground / "sd15"), ground / "coco", inception, clip, lpips=lpips)
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +150,8 @@ def test_a_study_runs_on_it_as_on_the_miniature(laboratory: Laboratory, tmp_path
     found = json.loads((tmp_path / "paper" / "tiny.json").read_text())
     assert found["subject"]["extractor"] == "Inception pool features (inception.pt)"
     assert found["subject"]["resize"] == "PIL bicubic to 299x299"
+    assert found["lpips"].startswith("LPIPS (lpips.pt) ")
+    assert [row["lpips"]["value"] > 0 for row in found["rows"]] == [False, True, True], "the first is the run in full"
     assert found["subject"]["reference"].startswith("pictures of COCO's validation set")
     assert found["twins"] == 0
     rows = {row["label"]: row for row in found["rows"]}
@@ -306,3 +321,17 @@ def test_the_command_line_runs_the_papers_scale(ground: Path, tmp_path: Path, mo
     found = json.loads((tmp_path / "results" / "paper" / "tiny.json").read_text())
     assert found["subject"]["extractor"] == "DINOv2 class tokens (dinov2)"
     assert "network calls of one picture to make" in done.output
+
+
+def test_lpips_is_the_squared_distance_of_what_its_weights_see(ground: Path) -> None:
+    assert load_perceptual(ground / "inception.pt", device="cpu") is None
+    assert load_perceptual(ground / "clip", device="cpu") is None
+    lpips = load_perceptual(ground / "lpips.pt", device="cpu")
+    assert lpips is not None
+    one, other = (np.random.default_rng(seed).integers(0, 256, (40, 8, 8, 3), np.uint8) for seed in (0, 1))
+    seen = [each.reshape(40, 2, 4, 2, 4, 3).mean((2, 4)) / 255 for each in (one, other)]
+    expected = ((seen[0] - seen[1]) ** 2).sum((1, 2, 3))
+    np.testing.assert_allclose(lpips.distances(one, other), expected, rtol=1e-5)
+    (ground / "no.pt").write_bytes(b"nothing")
+    with pytest.raises(InputError, match="is not TorchScript"):
+        load_perceptual(ground / "no.pt", device="cpu")

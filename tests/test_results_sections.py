@@ -36,16 +36,33 @@ ROWS = [
 ]
 
 
+def best(calls: int, measure: str, verdict: str) -> dict[str, Any]:
+    return {"calls": calls, "measure": measure, "verdict": verdict}
+
+
+RESULT = {
+    "rows": ROWS,
+    "full": "dpm-8",
+    "best": [best(4, "frechet", "better"), best(4, "faithfulness", "no difference"), best(8, "frechet", "worse")],
+}
+
+
 def test_the_best_at_each_number_of_calls_is_told_with_a_verdict() -> None:
-    (four,), (eight,) = ([line for line in pareto(ROWS) if line.startswith(f"| {calls} |")] for calls in (4, 8))
+    (four,), (eight,) = ([line for line in pareto(RESULT) if line.startswith(f"| {calls} |")] for calls in (4, 8))
     assert "| 2.00 (unipc-4) | 1.00 (a) | better |" in four
     assert "| 30.0% (dpm-4) | 35.0% (a) | even |" in four
     assert "| 1.00 (dpm-8) | 1.50 (b) | worse |" in eight
 
 
 def test_how_many_calls_reach_what_a_solver_alone_reaches() -> None:
-    (line,) = (line for line in pareto(ROWS) if line.startswith("| 8 calls |"))
+    (line,) = (line for line in pareto(RESULT) if line.startswith("| 8 calls |"))
     assert line == "| 8 calls | 4 (0.50) | none of these | 4 (0.50) |"
+
+
+def test_jumps_that_are_as_good_as_the_run_in_full_are_named() -> None:
+    assert pareto(RESULT)[-1].endswith("faithfulness: none.")
+    near = row("ReDi c", 6, 1.02, 0.78, jump=True)
+    assert pareto({**RESULT, "rows": [*ROWS, near]})[-1].endswith("faithfulness: c (6 calls).")
 
 
 def test_lines_follow_the_results_and_say_what_is_not_measured() -> None:

@@ -31,8 +31,8 @@ _Coco = Annotated[
 _Features = Annotated[
     list[Path] | None,
     typer.Option(
-        help="Local weights that read pictures: a folder of CLIP or DINOv2, or Inception as TorchScript; the first "
-        "gives the distances, the first CLIP the scores. [default: the bundled evaluator]"
+        help="Local weights that read pictures: a folder of CLIP or DINOv2, or Inception or LPIPS as TorchScript; the "
+        "first gives the distances, the first CLIP the scores, LPIPS a column. [default: the bundled evaluator]"
     ),
 ]
 _WORK, _RESULTS = Path("runs/experiments"), Path("results")
@@ -98,6 +98,7 @@ def _subject(model: str, coco: Path | None, features: list[Path], scale: str, de
     from redi.errors import InputError
     from redi.experiments.subjects import Coco, Miniature
     from redi.metrics.extractors import load_extractor
+    from redi.metrics.perceptual import load_perceptual
     from redi.pipelines import MINIATURE, chosen_device
 
     if (model == MINIATURE) != (coco is None) or (scale == "paper" and coco is None):
@@ -107,14 +108,16 @@ def _subject(model: str, coco: Path | None, features: list[Path], scale: str, de
             fix="redi experiments run table2 --scale paper --model ./stable-diffusion-v1-5 --coco ./coco "
             "--features ./inception.pt --features ./clip",
         )
-    extractors = [load_extractor(path, device=device) for path in features]
+    by_path = {path: load_perceptual(path, device=device) for path in features}
+    lpips = next((each for each in by_path.values() if each), None)
+    extractors = [load_extractor(path, device=device) for path, other in by_path.items() if other is None]
     if coco is None:
-        return Miniature(extractors[0] if extractors else None)
+        return Miniature(extractors[0] if extractors else None, lpips=lpips)
     scorer = next((each for each in extractors if each.compare), None)
     if scorer is None:
         raise InputError(f"{len(extractors)} --features and no CLIP among them", expected="at least a folder of CLIP")
     dtype = "float32" if chosen_device(device) == "cpu" else "float16"
-    return Coco(model, coco, extractors[0], scorer, dtype)
+    return Coco(model, coco, extractors[0], scorer, dtype, lpips)
 
 
 @experiments_app.command()

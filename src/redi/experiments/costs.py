@@ -108,6 +108,7 @@ writes [the page of results](results.md) from them. Interrupt a run at any time:
 | captions and pictures | cocodataset.org: `annotations_trainval2014.zip`, `val2014.zip`, unpacked | `--coco ./coco` |
 | features of distances | FID's Inception as TorchScript, or a folder of CLIP or DINOv2 | `--features ./inception.pt` |
 | CLIP scores | a folder of CLIP as Transformers saves it | `--features ./clip-vit-large-patch14` |
+| LPIPS, if you like | VGG16 with its weights as TorchScript, as StyleGAN uses it | `--features ./vgg16.pt` |
 
 ```console
 redi experiments run table2 --scale paper --model ./stable-diffusion-v1-5 --coco ./coco \\

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,15 +10,30 @@ from numpy.typing import NDArray
 
 from redi.errors import InputError
 from redi.experiments.sample_files import Samples
-from redi.metrics import Interval, Reference, frechet_distance, kernel_distance_of, resampled_interval
+from redi.metrics import (
+    Interval,
+    Reference,
+    frechet_distance,
+    kernel_distance_of,
+    mean_interval,
+    resampled_interval,
+)
+from redi.metrics.perceptual import Perceptual
 
 Places = NDArray[np.intp]
+Row = Mapping[str, Any]
 MEASURES = ("frechet", "kernel", "faithfulness", "closeness", "pixels")
+MORE_IS_BETTER = {"faithfulness"}
 _ATTRIBUTES = {"faithfulness": "all", "objects": "objects"}
 
 
 def figures(
-    samples: Sequence[Samples], full: Sequence[Samples], reference: Reference, *, resamples: int = 400
+    samples: Sequence[Samples],
+    full: Sequence[Samples],
+    reference: Reference,
+    *,
+    resamples: int = 400,
+    lpips: Perceptual | None = None,
 ) -> dict[str, Any]:
     """Return a sampling's figures, over the replicates together.
 
@@ -27,13 +42,15 @@ def figures(
         full: The run in full from the same noises, for closeness.
         reference: Features of real pictures.
         resamples: Of the bootstrap.
+        lpips: Tells how far apart two pictures look.
 
     Returns:
         ``frechet`` and ``kernel`` (to the reference), ``faithfulness`` (share of prompts with everything right, or
         mean score), ``objects``, ``closeness`` (mean distance of features to the run in full) and ``pixels`` (mean
         root mean square of pixel differences, 0 to 1), each with its interval; ``calls``, ``jumped`` and ``seconds``
         per picture.
-        Without a judge who tells right from wrong, ``objects`` is not among them.
+        Without a judge who tells right from wrong, ``objects`` is not among them; with LPIPS its mean to the run in
+        full is, ``lpips``, of pictures of at most 64 pixels a side.
     """
     intervals = {
         name: _told(resampled_interval(measure(name, samples, full, reference), _count(samples), resamples=resamples))
@@ -41,12 +58,27 @@ def figures(
         if name != "objects" or _judged(samples)
     }
     count = _count(samples)
+    if lpips is not None:
+        pairs = [lpips.distances(one.pictures, other.pictures) for one, other in zip(samples, full, strict=True)]
+        intervals["lpips"] = _told(mean_interval(np.concatenate(pairs)))
     return intervals | {
         "calls": float(np.concatenate([each.calls for each in samples]).mean()),
         "jumped": float(np.concatenate([each.jumped for each in samples]).mean()),
         "seconds": sum(each.seconds for each in samples) / count,
         "n": count,
     }
+
+
+def loss(row: Row, name: str) -> float:
+    """Return a row's value of a measure so that less is better."""
+    value = float(row[name]["value"])
+    return -value if name in MORE_IS_BETTER else value
+
+
+def best(rows: Sequence[Row], name: str, calls: int, *, jumps: bool) -> Row | None:
+    """Return the row of that many calls with the best value of a measure, of those that jump or of those that don't."""
+    of_calls = [row for row in rows if round(row["calls"]) == calls and (row["sampling"]["jump"] is not None) == jumps]
+    return min(of_calls, key=lambda row: loss(row, name), default=None)
 
 
 def difference(

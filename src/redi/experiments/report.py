@@ -98,6 +98,9 @@ def _comparison(result: Mapping[str, Any], images: Path) -> str:
         *_table(result),
         "",
     ]
+    if any("lpips" in row for row in result["rows"]):
+        where = "of pictures of at most 64 pixels a side"
+        lines += [f"*LPIPS* is the mean to the run in full, {where}, by {result['lpips']}.", ""]
     lines += _earlier_rules(result)
     if result["claims"]:
         lines += ["| claim | difference | verdict |", "| --- | --- | --- |"]
@@ -108,7 +111,7 @@ def _comparison(result: Mapping[str, Any], images: Path) -> str:
     if result["plot"]:
         image = images / f"results-{result['study']}.svg"
         write_file(image, plotted(partial(_draw, result), size=(11, 4.6)))
-        lines += [f"![{result['title']}](images/{image.name})\n", *pareto(result["rows"]), ""]
+        lines += [f"![{result['title']}](images/{image.name})\n", *pareto(result), ""]
     return "\n".join(lines)
 
 
@@ -130,13 +133,14 @@ def _earlier_rules(result: Mapping[str, Any]) -> list[str]:
 
 def _table(result: Mapping[str, Any]) -> list[str]:
     paper = result["paper"]
-    apart, spread = (any(name in row for row in result["rows"]) for name in ("at_value", "diversity"))
+    apart, spread, looks = (any(name in row for row in result["rows"]) for name in ("at_value", "diversity", "lpips"))
     names = [
         "sampling",
         "calls",
         "Frechet",
         "faithful",
         "from full",
+        *(["LPIPS"] if looks else []),
         "kernel",
         "abstained",
         "seconds",
@@ -152,6 +156,7 @@ def _table(result: Mapping[str, Any]) -> list[str]:
             _measured(row, "frechet", ".2f"),
             _measured(row, "faithfulness", ".1%"),
             _measured(row, "closeness", ".2f"),
+            *([_measured(row, "lpips", ".3f")] if looks else []),
             _measured(row, "kernel", ".2f"),
             f"{1 - row['jumped']:.0%}" if row["sampling"]["jump"] and "jumped" in row else _NOTHING,
             f"{row['seconds']:.2f}" if "seconds" in row else _NOTHING,

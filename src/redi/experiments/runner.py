@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -22,7 +23,7 @@ from redi.experiments.estimates import run_estimates
 from redi.experiments.figure6 import FIGURES, run_figure6
 from redi.experiments.gate import run_gate
 from redi.experiments.laboratory import Laboratory
-from redi.experiments.quality import difference, figures
+from redi.experiments.quality import MORE_IS_BETTER, best, difference, figures
 from redi.experiments.sample_files import SHOWN, Samples
 from redi.experiments.sampling import Sampling
 from redi.experiments.studies import STUDIES, Claim, Study
@@ -34,7 +35,7 @@ from redi.retrieval.weights import combiner
 
 _SHEET_ROWS = 20
 _SIDE, _COLORS = 128, 128
-_MORE_IS_BETTER = {"faithfulness"}
+_BEST_OF = range(3, 11)
 _TOLD = ("frechet", "faithfulness", "closeness")
 
 
@@ -63,6 +64,7 @@ def run_study(
     Returns:
         What the JSON file holds.
     """
+    lpips = laboratory.subject.lpips
     scale, file = laboratory.scale, results / laboratory.scale.name / f"{study.name}.json"
     earlier = json.loads(file.read_text()) if only != "*" and file.exists() else {"rows": [], "claims": []}
     kept = {row["label"]: row for row in earlier["rows"] if not fnmatchcase(row["label"], only)}
@@ -77,7 +79,7 @@ def run_study(
             continue
         samples = _replicates(laboratory, sampling)
         made[sampling.label] = samples
-        found = figures(samples, full, laboratory.reference)
+        found = figures(samples, full, laboratory.reference, lpips=lpips)
         if study.at_value and sampling.jump is not None:
             found["at_value"] = asdict(mean_interval(_at_value(laboratory, sampling)))
         if study.diversity and scale.noises > 1:
@@ -98,6 +100,7 @@ def run_study(
         "title": study.title,
         "scale": asdict(scale),
         "subject": laboratory.subject.told(),
+        **({"lpips": f"{lpips.name} {lpips.identity}"} if lpips else {}),
         "full": study.full.label,
         "twins": sum(laboratory.twins(replicate) for replicate in range(scale.replicates)),
         "versions": library_versions(),
@@ -106,6 +109,7 @@ def run_study(
             untouched.get((claim.ours, claim.rival, claim.measure)) or _verdict(claim, study, full, laboratory)
             for claim in study.claims
         ],
+        "best": _best(study, rows, full, laboratory, tell) if study.plot else [],
         "paper": dict(study.paper),
         "plot": study.plot,
         "sheet": f"{scale.name}/{study.name}.png",
@@ -140,12 +144,26 @@ def _verdict(claim: Claim, study: Study, full: list[Samples], laboratory: Labora
             laboratory.reference,
         )
     above, below = found.low > 0, found.high < 0
-    worse, better = (below, above) if claim.measure in _MORE_IS_BETTER else (above, below)
+    worse, better = (below, above) if claim.measure in MORE_IS_BETTER else (above, below)
     return {
         **asdict(claim),
         "difference": asdict(found),
         "verdict": "worse" if worse else "better" if better else "no difference",
     }
+
+
+def _best(
+    study: Study, rows: list[dict[str, Any]], full: list[Samples], laboratory: Laboratory, tell: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """Return how the best jump differs from the best solver alone, at each number of calls and in each measure."""
+    claims = []
+    for calls, measure in itertools.product(_BEST_OF, _TOLD):
+        ours, alone = (best(rows, measure, calls, jumps=jumps) for jumps in (True, False))
+        if ours and alone:
+            claims.append((calls, Claim(ours["label"], alone["label"], measure)))
+    compared = {label for _, claim in claims for label in (claim.ours, claim.rival)}
+    tell(f"the best: {laboratory.bill([each for each in study.samplings if each.label in compared])}")
+    return [{"calls": calls, **_verdict(claim, study, full, laboratory)} for calls, claim in claims]
 
 
 def _sheet(study: Study, laboratory: Laboratory, made: dict[str, list[Samples]]) -> Any:

@@ -19,6 +19,7 @@ from redi.building.prompts import read_captions
 from redi.errors import InputError
 from redi.experiments.sample_files import ATTRIBUTES
 from redi.metrics.extractors import Extractor
+from redi.metrics.perceptual import Perceptual
 from redi.miniature.drawing import draw
 from redi.miniature.evaluation import bundled_evaluator
 from redi.miniature.quality import Faithfulness, faithful
@@ -36,6 +37,7 @@ class Subject(Protocol):
         model: As :func:`redi.pipelines.load_pipeline` takes it.
         guidance: Guidance scale of every run.
         judges: Whether the judge tells right from wrong; otherwise it gives a score or nothing.
+        lpips: What tells how far apart two pictures look, if weights were given.
     """
 
     @property
@@ -44,6 +46,8 @@ class Subject(Protocol):
     def guidance(self) -> float | None: ...
     @property
     def judges(self) -> bool: ...
+    @property
+    def lpips(self) -> Perceptual | None: ...
 
     @property
     def weights(self) -> str:
@@ -97,11 +101,13 @@ class Miniature:
         extractor: Of features; by default the evaluator's own.
         guidance: Guidance scale; by default the one it was trained for.
         without: A kind of object that no base prompt names; by default bases name all.
+        lpips: Of pictures of 64 x 64, as they are.
     """
 
     extractor: Extractor | None = None
     guidance: float | None = default_guidance(MINIATURE)
     without: str | None = None
+    lpips: Perceptual | None = None
     model: str = field(default=MINIATURE, init=False)
     judges: bool = field(default=True, init=False)
 
@@ -184,6 +190,7 @@ class Coco:
         extractor: Of features.
         scorer: CLIP, for the score that stands where the miniature has faithfulness.
         dtype: What the model computes in.
+        lpips: Of pictures that are shrunk to 64 pixels a side, the size that LPIPS was fitted to.
 
     Raises:
         InputError: A file is missing, or the scorer reads no text.
@@ -194,6 +201,7 @@ class Coco:
     extractor: Extractor
     scorer: Extractor
     dtype: str = "float32"
+    lpips: Perceptual | None = None
     guidance: float = field(default=7.5, init=False)
     judges: bool = field(default=False, init=False)
 
