@@ -1,15 +1,22 @@
-"""Owns the table of the best at each number of calls, from a comparison's JSON; must not know how it was made."""
+"""Owns table and plot of the best at each number of calls, from a comparison's JSON; must not know how it was made."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from redi.experiments.quality import Row, best, loss
+from redi.experiments.quality import MORE_IS_BETTER, Row, best, loss
+from redi.experiments.sampling import settings_told
 
 _MEASURES = (("frechet", "Frechet", ".2f"), ("faithfulness", "faithful", ".1%"), ("closeness", "from full", ".2f"))
 _CALLS, _REACHED, _GOAL = range(3, 11), (6, 8, 10), 8
 _VERDICTS = {"no difference": "even"}
+_PLOTTED = (2, 3, 4, 5, 6, 7, 8, 10)  # 9 calls are Heun's alone
+_KINDS = (
+    (False, "best solver alone", "a solver alone, in one spacing", "black", "0.8"),
+    (True, "best jump", "jumps of one base, from one key", "tab:red", "lightcoral"),
+)
+"""Whether it jumps; what the best of them and each family are called; in which colours."""
 
 
 def pareto(result: Mapping[str, Any]) -> list[str]:
@@ -80,3 +87,62 @@ def _as_good_as_the_full(result: Mapping[str, Any]) -> str:
         f"Jumps of at most {_GOAL} calls within 3 % of the Frechet distance of {full['label']}'s pictures and within 3 "
         f"points of their faithfulness: {told or 'none'}."
     )
+
+
+def draw(result: Mapping[str, Any], figure: Any) -> None:
+    """Draw each measure over calls: every family of rows pale, the best at each number thick, the full run dashed."""
+    rows, full = result["rows"], next(row for row in result["rows"] if row["label"] == result["full"])
+    for axis, (measure, name, _) in zip(figure.subplots(1, len(_MEASURES)), _MEASURES, strict=True):
+        seen = []
+        for jumps, of_best, of_family, color, pale in _KINDS:
+            for place, family in enumerate(_families(rows, jumps=jumps)):
+                values = [row[measure]["value"] for row in family]
+                label = of_family if place == 0 else None
+                axis.plot(
+                    [row["calls"] for row in family],
+                    values,
+                    color=pale,
+                    linewidth=0.8,
+                    alpha=0.7,
+                    zorder=1,
+                    label=label,
+                )
+            found = [row for calls in _PLOTTED if (row := best(rows, measure, calls, jumps=jumps)) is not None]
+            told = [row[measure] for row in found]
+            seen += [each["value"] for each in told]
+            axis.errorbar(
+                [row["calls"] + 0.07 * jumps for row in found],
+                [each["value"] for each in told],
+                yerr=[[e["value"] - e["low"] for e in told], [e["high"] - e["value"] for e in told]],
+                color=color,
+                label=of_best,
+                marker="o",
+                capsize=2,
+                elinewidth=0.8,
+                zorder=3,
+            )
+        axis.axhline(
+            full[measure]["value"], color="black", linestyle="--", linewidth=0.8, label=f"full run, {full['label']}"
+        )
+        better = "more" if measure in MORE_IS_BETTER else "less"
+        axis.set(
+            xlabel="network calls", ylabel=f"{name} ({better} is better)", xlim=(_PLOTTED[0] - 0.3, _PLOTTED[-1] + 0.3)
+        )
+        seen.append(full[measure]["value"])
+        room = 0.3 * (max(seen) - min(seen))
+        axis.set_ylim(max(0.0, min(seen) - room), max(seen) + room)
+        if measure in MORE_IS_BETTER:
+            axis.legend(fontsize=8, loc="lower right")
+
+
+def _families(rows: Sequence[Row], *, jumps: bool) -> list[list[Row]]:
+    """Group rows that differ in their number of calls only, in its order; those with one row are left out."""
+    families: dict[str, list[Row]] = {}
+    for row in rows:
+        solver, jump = row["sampling"]["solver"], row["sampling"]["jump"]
+        if (jump is not None) == jumps:
+            name = f"{solver['name']} {settings_told(solver['settings'])}"
+            if jump:
+                name += f" {solver['steps']} {jump['key_step']} {jump['weights']} {jump['neighbors']}"
+            families.setdefault(name, []).append(row)
+    return [sorted(found, key=lambda row: row["calls"]) for found in families.values() if len(found) > 1]

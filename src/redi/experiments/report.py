@@ -17,10 +17,9 @@ from redi.experiments.defaults_section import defaults_section
 from redi.experiments.estimates_section import estimates_section
 from redi.experiments.figure6_section import figure6_section
 from redi.experiments.gate_section import gate_section
-from redi.experiments.pareto_section import pareto
+from redi.experiments.pareto_section import draw, pareto
 from redi.experiments.plots import plotted
 from redi.experiments.runner import EXPERIMENTS
-from redi.experiments.sampling import settings_told
 from redi.experiments.styles_section import styles_section
 from redi.experiments.subjects import Miniature
 from redi.results import write_file
@@ -110,7 +109,8 @@ def _comparison(result: Mapping[str, Any], images: Path) -> str:
         lines.append(f"![{result['title']}: the first prompts](../results/{result['sheet']})\n")
     if result["plot"]:
         image = images / f"results-{result['study']}.svg"
-        write_file(image, plotted(partial(_draw, result), size=(11, 4.6)))
+        for ending in ("svg", "png"):
+            write_file(image.with_suffix(f".{ending}"), plotted(partial(draw, result), size=(13, 4.4), ending=ending))
         lines += [f"![{result['title']}](images/{image.name})\n", *pareto(result), ""]
     return "\n".join(lines)
 
@@ -180,40 +180,6 @@ def _claim(claim: Mapping[str, Any]) -> str:
 
 def _interval(found: Mapping[str, float], form: str) -> str:
     return f"{found['value']:{form}} [{found['low']:{form}}, {found['high']:{form}}]"
-
-
-def _draw(result: Mapping[str, Any], figure: Any) -> None:
-    """Draw Frechet distance and faithfulness over calls, one line per family."""
-    axes: Sequence[Any] = figure.subplots(1, 2)
-    for name, rows in _families(result["rows"]).items():
-        rows.sort(key=lambda row: row["calls"])
-        for axis, measure in zip(axes, ("frechet", "faithfulness"), strict=True):
-            found = [row[measure] for row in rows]
-            axis.errorbar(
-                [row["calls"] for row in rows],
-                [each["value"] for each in found],
-                yerr=[[e["value"] - e["low"] for e in found], [e["high"] - e["value"] for e in found]],
-                label=name,
-                marker="o" if name.startswith("ReDi") else ".",
-                linewidth=2 if name.startswith("ReDi") else 1,
-                capsize=2,
-            )
-    axes[0].set(xlabel="network calls", ylabel="Frechet distance (less is better)", yscale="log")
-    axes[1].set(xlabel="network calls", ylabel="faithful (more is better)")
-    axes[1].legend(fontsize=7)
-
-
-def _families(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    """Group rows that differ in their number of calls only."""
-    families: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        solver, jump = row["sampling"]["solver"], row["sampling"]["jump"]
-        name = " ".join(filter(None, (solver["name"], settings_told(solver["settings"]))))
-        if jump:
-            count = f" H={jump['neighbors']}" if jump["neighbors"] else ""
-            name = f"ReDi on {name}-{solver['steps']}, key {jump['key_step']}, {jump['weights']}{count}"
-        families.setdefault(name, []).append(row)
-    return {name: found for name, found in families.items() if len(found) > 1}
 
 
 SECTIONS: Mapping[str, Callable[[Mapping[str, Any], Path], str]] = {
