@@ -37,7 +37,7 @@ INSTALLED := $(VENV)/.installed
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export DO_NOT_TRACK ?= 1
 
-.PHONY: venv demo test check bench bench-batches bench-overhead bench-gate bench-search bench-style bench-kill bench-build bench-fuzz bench-operations bench-growth bench-eviction bench-page soak figures report docs clean
+.PHONY: venv demo test check bench bench-batches bench-overhead bench-gate bench-search bench-device bench-style bench-kill bench-build bench-fuzz bench-operations bench-growth bench-eviction bench-page soak figures report docs clean
 .DEFAULT_GOAL := demo
 
 venv: $(INSTALLED)
@@ -75,6 +75,9 @@ bench-gate: $(INSTALLED)
 
 bench-search: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/search.py --out bench
+
+bench-device: $(INSTALLED)
+	$(BIN)/python benchmarks/device.py --out bench
 
 bench-style: $(INSTALLED)
 	$(BIN)/python benchmarks/style.py --out bench

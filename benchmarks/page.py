@@ -21,6 +21,7 @@ SECTIONS = {
     "build": ("make bench-build", "A build on a cluster whose workers and drivers are killed"),
     "cluster_rate": ("make bench-build", "How busy a build on a cluster keeps its worker"),
     "search": ("make bench-search", "Search in large bases, against an exact scan"),
+    "device": ("make bench-device", "Retrieval on a GPU, against copying and a network call"),
 }
 """By the name of a benchmark's file, the command and what it measures."""
 
@@ -34,10 +35,13 @@ def page(folder: Path) -> str:
         "lines what its figures mean. *Bar* is what a figure has to reach; `>=0` where it is only told.",
         "",
     ]
+    missing = []
     for name, (command, what) in SECTIONS.items():
         if (folder / f"{name}.json").exists():
             lines += _section(json.loads((folder / f"{name}.json").read_text()), command, what, name)
-    return "\n".join(lines)
+        else:
+            missing.append(f"- {what}: `{command}`.")
+    return "\n".join([*lines, *(["## Not measured yet", "", *missing, ""] if missing else [])])
 
 
 def _section(result: dict[str, Any], command: str, what: str, name: str) -> list[str]:
