@@ -17,13 +17,13 @@ from redi.cli.app import app
 from redi.errors import InputError
 from redi.experiments.costs import Cost
 from redi.experiments.laboratory import Laboratory
-from redi.experiments.other_keys import distance_at_value, run_full
+from redi.experiments.other_keys import distance_at_value, run_by_similarity, run_full
 from redi.experiments.other_values import reuse_pictures
 from redi.experiments.quality import difference, figures
 from redi.experiments.report import write_report
 from redi.experiments.runner import experiment, run_study
 from redi.experiments.sample_files import Samples
-from redi.experiments.sampling import SPACING, Recording, Scale, Solver, plain, redi
+from redi.experiments.sampling import SPACING, Recording, Sampling, Scale, Solver, plain, redi
 from redi.experiments.spacings import TIMESTEPS
 from redi.experiments.studies import STUDIES, Claim, Study
 from redi.metrics import Reference
@@ -151,6 +151,28 @@ def test_a_text_key_needs_no_step_before_the_jump(laboratory: Laboratory) -> Non
     later = laboratory.sample(redi(RECORDING, 2, 4, key="text", weights="nearest"), 0)
     assert set(started.calls) == {2}
     np.testing.assert_array_equal(started.pictures, later.pictures)
+
+
+def test_thresholds_choose_each_pictures_step_by_its_nearest_prompt(laboratory: Laboratory) -> None:
+    def of(*thresholds: tuple[float, int]) -> Sampling:
+        return redi(RECORDING, 0, 4, weights="nearest", key="text", thresholds=thresholds)
+
+    nobody, full = laboratory.sample(of((1.01, 4)), 0), laboratory.sample(FULL, 0)
+    np.testing.assert_array_equal(nobody.pictures, full.pictures)
+    assert set(nobody.calls) == {6}
+    assert not nobody.jumped.any()
+    everybody = laboratory.sample(of((1.01, 3), (-1.0, 4)), 0)
+    assert set(everybody.calls) == {2}
+    assert everybody.jumped.all()
+    nearest = laboratory.sample(redi(RECORDING, 0, 4, key="text", weights="nearest"), 0)
+    assert (everybody.pictures == nearest.pictures).all((1, 2, 3)).any(), "cosine and distance often agree"
+    pipe, base = laboratory._pipeline(RECORDING.solver), laboratory.base(RECORDING, 0)
+    entries = base.entries(range(2))
+    own, strict = [entry.prompt for entry in entries], of((0.9999, 4), (-1.0, 3)).jump
+    assert strict is not None
+    _, calls, jumped, _ = run_by_similarity(pipe, base, [*own, "zzz"], [*(e.noise_id for e in entries), 0], strict)
+    assert calls == [2, 2, 3], "a prompt that the base holds goes to the later step"
+    assert jumped == [True] * 3
 
 
 def test_an_entrys_own_prompt_lands_on_its_own_value(laboratory: Laboratory, results: Path) -> None:

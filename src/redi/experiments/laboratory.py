@@ -23,7 +23,7 @@ from redi.attachment import quiet
 from redi.errors import InputError
 from redi.experiments.costs import Cost, cost
 from redi.experiments.divergence import Divergence, measure
-from redi.experiments.other_keys import distance_at_value, embedded, estimates, run_to
+from redi.experiments.other_keys import distance_at_value, embedded, estimates, run_by_similarity, run_to
 from redi.experiments.other_values import reuse_pictures
 from redi.experiments.paths import latents_after, starts
 from redi.experiments.sample_files import SHOWN, Samples, as_array, joined, read_samples, thumbnails, write_array
@@ -218,6 +218,8 @@ class Laboratory:
             base = self.base(jump.recording, replicate)
             if jump.value == "picture":
                 return reuse_pictures(pipe, base, prompts, noise_ids, jump)
+            if jump.thresholds:
+                return run_by_similarity(pipe, base, prompts, noise_ids, jump)
             if jump.key != "trajectory":
                 return run_to(estimates(pipe, base, prompts, noise_ids, jump), pipe, base, prompts, noise_ids, jump)
             started = time.perf_counter()

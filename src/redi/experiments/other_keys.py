@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from redi.attachment import quiet
 from redi.enabling import prepare
@@ -27,14 +27,14 @@ _BATCH = 32
 
 
 class _Given(NoiseWatch):
-    """A policy that jumps to latents that were chosen before the run."""
+    """A policy whose jumps were chosen before the run."""
 
-    def __init__(self, base: KnowledgeBase, scheduler: Any, jump: Jump, values: Tensor) -> None:
-        super().__init__(base, scheduler, key_step=jump.key_step)
-        self.jump, self.values = jump, values
+    def __init__(self, base: KnowledgeBase, scheduler: Any, key_step: int, jumps: Sequence[EngineJump | None]) -> None:
+        super().__init__(base, scheduler, key_step=key_step)
+        self.jumps = jumps
 
     def at_key(self, latents: Tensor) -> Sequence[EngineJump | None]:
-        return [EngineJump(self.jump.value_step, value) for value in self.values]
+        return self.jumps
 
 
 class _Decided(JumpPolicy):
@@ -96,22 +96,51 @@ def run_full(pipe: Any, base: KnowledgeBase, prompts: Sequence[str], noise_ids: 
 def run_to(
     values: Tensor, pipe: Any, base: KnowledgeBase, prompts: Sequence[str], noise_ids: Sequence[int], jump: Jump
 ) -> tuple[list[Image.Image], list[int], list[bool], float]:
-    """Run every prompt (n) to the key step, jump to its x_v (n, ...) and finish.
+    """Run every prompt (n) to the key step, jump to its x_v (n, ...) and finish."""
+    return _run([EngineJump(jump.value_step, value) for value in values], pipe, base, prompts, noise_ids, jump)
+
+
+def run_by_similarity(
+    pipe: Any, base: KnowledgeBase, prompts: Sequence[str], noise_ids: Sequence[int], jump: Jump
+) -> tuple[list[Image.Image], list[int], list[bool], float]:
+    """Run prompts (n) by the jump's thresholds (NIRVANA: Agarwal et al., 2024): each from the x_v of the entry of its
+    noise with the most similar prompt, the later the more similar, or in full."""
+    of_noise = base.noise_ids()
+    of_entries, of_prompts = (
+        normalize(embedded(pipe, texts), dim=1) for texts in (base.prompts(range(len(base))), prompts)
+    )
+    jumps: list[EngineJump | None] = []
+    for place, noise_id in enumerate(noise_ids):
+        rows = np.flatnonzero(of_noise == noise_id)
+        cosine, nearest = (of_entries[rows] @ of_prompts[place]).max(dim=0)
+        step = next((step for least, step in jump.thresholds if float(cosine) >= least), None)
+        jumps.append(None if step is None else EngineJump(step, base.values([int(rows[int(nearest)])], step)[0]))
+    return _run(jumps, pipe, base, prompts, noise_ids, jump)
+
+
+def _run(
+    jumps: Sequence[EngineJump | None],
+    pipe: Any,
+    base: KnowledgeBase,
+    prompts: Sequence[str],
+    noise_ids: Sequence[int],
+    jump: Jump,
+) -> tuple[list[Image.Image], list[int], list[bool], float]:
+    """Run every prompt (n) to the key step, make its jump and finish.
 
     What comes after a jump does not depend on what came before it, so of a jump from the start one step is run all the
     same (an engine's jump comes after a step), and not counted.
     """
-    before = jump.key_step
-    jump = replace(jump, key_step=max(1, before))
+    key_step, uncounted = max(1, jump.key_step), max(0, 1 - jump.key_step)
     pictures: list[Image.Image] = []
     calls: list[int] = []
     started = time.perf_counter()
     for batch in _batches(len(prompts)):
-        policy = _Given(base, pipe.scheduler, jump, values[batch])
+        policy = _Given(base, pipe.scheduler, key_step, jumps[batch])
         with quiet(pipe), run(pipe, policy) as statistics:
             pictures += _call(pipe, base, prompts[batch], noise_ids[batch]).images
-        calls += [each - jump.key_step + before for each in statistics.calls]
-    return pictures, calls, [True] * len(pictures), time.perf_counter() - started
+        calls += [made - uncounted if each else made for made, each in zip(statistics.calls, jumps[batch], strict=True)]
+    return pictures, calls, [each is not None for each in jumps], time.perf_counter() - started
 
 
 def distance_at_value(

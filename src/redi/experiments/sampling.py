@@ -78,6 +78,9 @@ class Jump:
             need no step before the jump: ``key_step`` may be 0.
         value: What is jumped to: "trajectory" (x_v), or "picture": the nearest neighbour's finished picture, noised
             again to the value step, or as it is at the last.
+        thresholds: NIRVANA's rule: cosines of text embeddings, falling, and the value step of each. A picture goes to
+            the step of the first that its nearest prompt reaches, and runs in full below all. Empty: all go to the
+            value step.
     """
 
     recording: Recording
@@ -88,6 +91,7 @@ class Jump:
     quantile: float | None = None
     key: str = "trajectory"
     value: str = "trajectory"
+    thresholds: tuple[tuple[float, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,8 @@ class Sampling:
         if self.jump is None:
             return solver
         jump = self.jump
+        if jump.thresholds:
+            return f"{solver} by NIRVANA's thresholds"
         if jump.value == "picture":
             done = "as it is" if jump.value_step == self.solver.steps else f"SDEdit from {jump.value_step}"
             return f"{solver} neighbour's picture after {jump.key_step}, {done}{_KEYS[jump.key]}"

@@ -57,6 +57,9 @@ PNDM = Recording(Solver("pndm", 50), (10,), (20, 30, 40))
 DPM = Recording(Solver("dpm", 20), (5,), (8, 10, 13, 15))
 SHORTEST = Recording(Solver("dpm", 5), (1, 2), (3, 4))
 SHORT = Recording(Solver("dpm", 10), (1, 2, 3), (4, 5, 6, 7, 8, 9))
+_NIRVANA = Recording(Solver("dpm", 20), (1,), (2, 4, 6, 8, 10))
+_THRESHOLDS = ((0.95, 10), (0.9, 8), (0.85, 6), (0.75, 4), (0.65, 2))
+"""NIRVANA's, whose steps 25, 20, 15, 10 and 5 of 50 are these of 20."""
 _EVEN: dict[str, bool] = {}
 _KARRAS, _LOG_SNR, _TRAILING = {"use_karras_sigmas": True}, {"use_lu_lambdas": True}, {"timestep_spacing": "trailing"}
 SHORTEST_TRAILING, SHORT_TRAILING = (
@@ -147,8 +150,10 @@ def rivals() -> Study:
 
 def variants() -> Study:
     """What else is done with a neighbour: its picture handed out, or noised again (SDEdit), a text key with nothing run
-    before it, a random neighbour, and other weights: all of table 2's base, with the same 10 calls where any."""
+    before it (with NIRVANA's thresholds too), a random neighbour, and other weights: all of table 2's base, with the
+    same 10 calls where any."""
     full = plain("dpm", 20)
+    nirvana = redi(_NIRVANA, 0, 10, weights="nearest", key="text", thresholds=_THRESHOLDS)
     ours = redi(DPM, 5, 15, weights="kriging")
     others = [
         *(redi(DPM, 5, 15, weights=weights) for weights in ("least-squares", "affine", "nearest")),
@@ -162,7 +167,8 @@ def variants() -> Study:
         plain("dpm", 10),
     ]
     claims = [Claim(ours.label, each.label, measure) for each in others for measure in ("frechet", "faithfulness")]
-    return Study("variants", "What else is done with a neighbour", (full, ours, *others), full, tuple(claims))
+    rows = (full, ours, *others, nirvana)
+    return Study("variants", "What else is done with a neighbour", rows, full, tuple(claims))
 
 
 def smaller() -> Study:
