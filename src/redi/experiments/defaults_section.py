@@ -84,13 +84,13 @@ def _rivals(results: Results) -> str:
     told = []
     for measure, name in (("frechet", "Frechet distance"), ("faithfulness", "faithfulness")):
         at = {
-            verdict: ", ".join(str(e["calls"]) for e in found if (e["measure"], e["verdict"]) == (measure, verdict))
+            verdict: " ".join(str(e["calls"]) for e in found if (e["measure"], e["verdict"]) == (measure, verdict))
             for verdict in ("better", "no difference", "worse")
         }
-        counts = "; ".join(f"{verdict} at {calls}" for verdict, calls in at.items() if calls)
-        told.append(f"in {name} {counts}")
+        counts = ", ".join(f"{verdict} at {calls}" for verdict, calls in at.items() if calls)
+        told.append(f"in {name}: {counts}")
     return (
-        f"of 3 to 8 calls the best jump compares with the best solver alone {', '.join(told)}: where it is worse, "
+        f"the best jump of 3 to 8 calls against the best solver alone with as many: {'; '.join(told)}. Where it is worse, "
         "fewer steps of a well-spaced solver are the better buy on this model, which a few steps already serve"
     )
 
