@@ -90,8 +90,8 @@ def _rivals(results: Results) -> str:
         counts = ", ".join(f"{verdict} at {calls}" for verdict, calls in at.items() if calls)
         told.append(f"in {name}: {counts}")
     return (
-        f"the best jump of 3 to 8 calls against the best solver alone with as many: {'; '.join(told)}. Where it is worse, "
-        "fewer steps of a well-spaced solver are the better buy on this model, which a few steps already serve"
+        f"the best jump of 3 to 8 calls against the best solver alone with as many: {'; '.join(told)}. Where it is "
+        "worse, fewer steps of a well-spaced solver are the better buy on this model, which a few steps already serve"
     )
 
 
