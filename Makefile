@@ -15,6 +15,7 @@
 #   make bench-operations  bytes and milliseconds of what docs/operations.md tells
 #   make bench-gate   measure what the default gate is chosen by
 #   make bench-search  compare search in large bases with an exact scan
+#   make bench-device  what retrieval costs on a GPU; where there is none it measures nothing
 #   make bench-page   keep what benchmarks left in bench/, and write docs/benchmarks.md from it
 #   make bench-style  measure styles that a base does not hold
 #   make figures  write the README's figures and picture from what demo and bench left

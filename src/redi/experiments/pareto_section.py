@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from redi.experiments.quality import MORE_IS_BETTER, Row, best, loss
+from redi.experiments.quality import FEW_CALLS, MORE_IS_BETTER, Row, best, loss
 from redi.experiments.sampling import settings_told
 
 _MEASURES = (("frechet", "Frechet", ".2f"), ("faithfulness", "faithful", ".1%"), ("closeness", "from full", ".2f"))
-_CALLS, _REACHED, _GOAL = range(3, 11), (6, 8, 10), 8
+_REACHED, _GOAL = (6, 8, 10), 8
 _VERDICTS = {"no difference": "even"}
 _PLOTTED = (2, 3, 4, 5, 6, 7, 8, 10)  # 9 calls are Heun's alone
 _KINDS = (
@@ -36,7 +36,7 @@ def pareto(result: Mapping[str, Any]) -> list[str]:
         f"| calls | {heads} |",
         "| ---: |" + " --- | --- | --- |" * len(_MEASURES),
     ]
-    for calls in _CALLS:
+    for calls in FEW_CALLS:
         cells = []
         for measure, _, form in _MEASURES:
             verdict = found.get((calls, measure), "")

@@ -24,6 +24,8 @@ Places = NDArray[np.intp]
 Row = Mapping[str, Any]
 MEASURES = ("frechet", "kernel", "faithfulness", "closeness", "pixels")
 MORE_IS_BETTER = {"faithfulness"}
+FEW_CALLS = range(3, 11)
+"""Numbers of calls at which the best jump is compared with the best solver alone."""
 _ATTRIBUTES = {"faithfulness": "all", "objects": "objects"}
 
 

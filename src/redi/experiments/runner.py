@@ -23,7 +23,7 @@ from redi.experiments.estimates import run_estimates
 from redi.experiments.figure6 import FIGURES, run_figure6
 from redi.experiments.gate import run_gate
 from redi.experiments.laboratory import Laboratory
-from redi.experiments.quality import MORE_IS_BETTER, best, difference, figures
+from redi.experiments.quality import FEW_CALLS, MORE_IS_BETTER, best, difference, figures
 from redi.experiments.sample_files import SHOWN, Samples
 from redi.experiments.sampling import Sampling
 from redi.experiments.studies import STUDIES, Claim, Study
@@ -35,7 +35,6 @@ from redi.retrieval.weights import combiner
 
 _SHEET_ROWS = 20
 _SIDE, _COLORS = 128, 128
-_BEST_OF = range(3, 11)
 _TOLD = ("frechet", "faithfulness", "closeness")
 
 
@@ -157,7 +156,7 @@ def _best(
 ) -> list[dict[str, Any]]:
     """Return how the best jump differs from the best solver alone, at each number of calls and in each measure."""
     claims = []
-    for calls, measure in itertools.product(_BEST_OF, _TOLD):
+    for calls, measure in itertools.product(FEW_CALLS, _TOLD):
         ours, alone = (best(rows, measure, calls, jumps=jumps) for jumps in (True, False))
         if ours and alone:
             claims.append((calls, Claim(ours["label"], alone["label"], measure)))

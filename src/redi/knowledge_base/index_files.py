@@ -62,6 +62,11 @@ class Part:
         """Start of the names of its files."""
         return f"key_{self.key_step}_noise_{self.noise_id}"
 
+    @property
+    def codes(self) -> str:
+        """Name of the first file of its codes."""
+        return f"{self.file}.codes"
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -195,7 +200,7 @@ class View:
         """
         from redi.knowledge_base.codes import read_codes
 
-        return read_codes(self._version / f"{part.file}.codes", coder, part.count)
+        return read_codes(self._version / part.codes, coder, part.count)
 
     def index(self, part: Part, names: npt.NDArray[np.int64]) -> Index:
         """Return the search of a part's entries; answers are ``names`` (count) of them, those below 0 left out.
@@ -215,7 +220,7 @@ class View:
         if not part.measured:
             return ScanIndex(read, called, read(torch.arange(min(256, part.count))).mean(dim=0))
         coder = self.coder(part)
-        path = self._version / f"{part.file}.codes"
+        path = self._version / part.codes
         for file in code_files(path, coder):
             self._check(file.name)
         codes = open_codes(path, coder, part.count)

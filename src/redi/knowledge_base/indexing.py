@@ -224,7 +224,7 @@ def _write(version: Path, part: Part, coder: Coder, codes: Codes) -> None:
     from redi.knowledge_base.codes import code_files, write_codes
 
     replace_file(version / f"{part.file}.safetensors", pack_tensors(coder.tensors()))
-    path = version / f"{part.file}.codes"
+    path = version / part.codes
     with writing(path):
         write_codes(path, coder, codes)
         for file in code_files(path, coder):

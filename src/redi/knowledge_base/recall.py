@@ -136,14 +136,19 @@ def measure(coder: Coder, codes: Codes, queries: Tensor, own: Tensor, nearest: T
     """
     index, asked = filled(coder, codes), coder.coordinates(queries, stored=False)
 
+    limit = min(_RERANKED[-1], len(codes) - 1)
+
     @cache
+    def found(most: int) -> Tensor:
+        return _without(torch.from_numpy(index.search(asked, most + 1)[1]), own, most)
+
     def candidates(reranked: int) -> Tensor:
-        # Of two levels more candidates do not begin with the fewer, so every number is searched for by itself.
-        return _without(torch.from_numpy(index.search(asked, reranked + 1)[1]), own, reranked)
+        # Of one level more candidates begin with the fewer, so one search serves all numbers.
+        return found(limit if coder.breadth == 1 else reranked)[:, :reranked]
 
     answers = []
     for neighbors in _asked(len(codes)):
-        tried = [each for each in _RERANKED if neighbors <= each < len(codes)]
+        tried = [each for each in _RERANKED if neighbors <= each <= limit]
         reached = _least(candidates, tried, nearest[:, :neighbors])
         if reached is None:
             break

@@ -123,11 +123,21 @@ def _dinov2(path: Path, device: str) -> Extractor:
     return Extractor(f"DINOv2 class tokens ({path.name})", _told(processor), _hash(path), seen)
 
 
-def _inception(path: Path, device: str) -> Extractor:
+def load_script(path: Path, device: str) -> tuple[Any, str]:
+    """Open a TorchScript file; return the network and a short hash of its weights.
+
+    Raises:
+        InputError: It is none.
+    """
     try:
         network = torch.jit.load(str(path), map_location=device).eval()  # type: ignore[no-untyped-call]
     except (RuntimeError, ValueError) as error:
         raise InputError(f"{path} is not TorchScript", expected=_KINDS) from error
+    return network, hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+
+
+def _inception(path: Path, device: str) -> Extractor:
+    network, digest = load_script(path, device)
 
     def seen(pictures: list[Image.Image]) -> Tensor:
         sides = (_INCEPTION_SIDE, _INCEPTION_SIDE)
@@ -137,7 +147,6 @@ def _inception(path: Path, device: str) -> Extractor:
         )
         return found.flatten(1)
 
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
     resize = f"PIL bicubic to {_INCEPTION_SIDE}x{_INCEPTION_SIDE}"
     return Extractor(f"Inception pool features ({path.name})", resize, digest, seen)
 

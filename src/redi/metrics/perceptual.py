@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from redi.errors import InputError
+from redi.metrics.extractors import load_script
 from redi.pipelines import chosen_device
 
 _BATCH = 32
@@ -61,10 +60,7 @@ def load_perceptual(path: Path, *, device: str | None = None) -> Perceptual | No
     if not path.is_file():
         return None
     place = chosen_device(device)
-    try:
-        network = torch.jit.load(str(path), map_location=place).eval()  # type: ignore[no-untyped-call]
-    except (RuntimeError, ValueError) as error:
-        raise InputError(f"{path} is not TorchScript", expected="Inception or LPIPS as StyleGAN uses them") from error
+    network, identity = load_script(path, place)
     if "return_lpips" not in (argument.name for argument in network.forward.schema.arguments):
         return None
 
@@ -72,4 +68,4 @@ def load_perceptual(path: Path, *, device: str | None = None) -> Perceptual | No
         found: Tensor = network(pictures.to(place), resize_images=False, return_lpips=True)
         return found
 
-    return Perceptual(f"LPIPS ({path.name})", hashlib.sha256(path.read_bytes()).hexdigest()[:12], compute)
+    return Perceptual(f"LPIPS ({path.name})", identity, compute)
