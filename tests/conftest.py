@@ -6,3 +6,4 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # also for the processes that tests start
+pytest_plugins = ("machines",)  # fixtures of bases in a bucket

@@ -76,7 +76,7 @@ def copy_base(
         written = replace(manifest, noise={**manifest.noise, "sha256": kept.save(target, manifest)})
         _copy_rows(table, target / TABLE, columns_of(part), columns_of(manifest), kept)
         copied = EntryTable(target / TABLE, manifest.kb_id, columns_of(manifest))
-        copied.sync(everything=True)
+        copied.flushed.flush(everything=True)
         copied.drop_old_versions(timedelta(0))
         _copy_records(source, target, ledger, copied.version)
         written.write(target)

@@ -15,7 +15,8 @@ import pyarrow as pa
 
 from redi.errors import KnowledgeBaseError
 from redi.knowledge_base.codec import Columns
-from redi.knowledge_base.durable import fsync_file, writing
+from redi.knowledge_base.durable import writing
+from redi.knowledge_base.flushing import Flushed
 from redi.knowledge_base.rows import (
     Directory,
     TableRows,
@@ -32,7 +33,6 @@ from redi.knowledge_base.versions import GRACE, drop_replaced, set_torn_aside, s
 
 ROWS_PER_FRAGMENT = 4096
 COMMITS_PER_COMPACTION = 256
-_FOLDERS = ("data", "_versions", "_deletions", "_transactions")
 _READ_BYTES = 64 * 1024 * 1024
 
 Rows = Sequence[int] | npt.NDArray[np.int64]
@@ -50,8 +50,7 @@ class EntryTable:
 
     def __init__(self, path: Path, kb_id: str, columns: Columns, version: int = 0) -> None:
         self.path, self.kb_id, self._columns, self._size = path, kb_id, columns, columns.size
-        self._synced: set[str] = set()
-        self._new_folder = not (path / "data").is_dir()
+        self.flushed = Flushed(path)
         self._use(self._open(version))
         with reading(self.path):
             check_form(self._dataset, self.path, schema_of(self._columns))
@@ -69,7 +68,7 @@ class EntryTable:
         with writing(path):
             lance.write_dataset(schema_of(columns).empty_table(), str(path), mode=mode, data_storage_version="2.2")
             table = cls(path, kb_id, columns)
-            table.sync(everything=True)
+            table.flushed.flush(everything=True)
         return table
 
     def _open(self, version: int) -> Any:
@@ -168,14 +167,14 @@ class EntryTable:
             KnowledgeBaseError: The disk is full or not writable; no row of the unit is visible, or all are.
         """
         if rows.unit in self.rows_by_unit():
-            self.sync()
+            self.flushed.flush()
             return False
         data = encode(rows, self.kb_id, self._columns)
         before = self._data_files()
         try:
             with writing(self.path):
                 self._use(lance.write_dataset(data, self._dataset, mode="append"))
-            self.sync()
+            self.flushed.flush()
         except KnowledgeBaseError:
             self._forget_failed(rows.unit, before)
             raise
@@ -217,35 +216,11 @@ class EntryTable:
         with writing(self.path):
             self._dataset.delete(f"_rowid IN ({', '.join(map(str, ids.tolist()))})")
         self.refresh()
-        self.sync(everything=True)
+        self.flushed.flush(everything=True)
 
     def _data_files(self) -> set[str]:
         folder = self.path / "data"
         return set(os.listdir(folder)) if folder.is_dir() else set()
-
-    def sync(self, *, everything: bool = False) -> None:
-        """Flush what Lance has written since the last call (Lance itself never does).
-
-        Rows need their data file and the version's manifest. ``everything`` adds what only a concurrent writer
-        or a faster opening needs, and the folders themselves, which change only when the table is made.
-        """
-        with writing(self.path):
-            for name in _FOLDERS if everything else _FOLDERS[:2]:
-                folder = self.path / name
-                if not folder.is_dir():
-                    continue
-                for file in sorted(os.listdir(folder)):
-                    key = f"{name}/{file}"
-                    lasting = file.endswith((".lance", ".txn", ".manifest", ".arrow", ".bin"))
-                    if key not in self._synced and (lasting or everything):
-                        fsync_file(folder / file)
-                    if lasting:
-                        self._synced.add(key)
-                fsync_file(folder)
-            if everything or self._new_folder:
-                fsync_file(self.path)
-                fsync_file(self.path.parent)
-                self._new_folder = False
 
     def recover(self, known_units: set[int], version: int) -> list[int]:
         """Make the table whole after a crash; return units that were committed but not in ``known_units``.
@@ -273,7 +248,7 @@ class EntryTable:
             self.refresh()
             found = self._checked_units(known_units)
         if found:
-            self.sync(everything=True)
+            self.flushed.flush(everything=True)
         return found
 
     def _checked_units(self, known_units: set[int]) -> list[int]:
@@ -308,7 +283,7 @@ class EntryTable:
             self.refresh()
             if not np.array_equal(units, self.directory.unit):
                 raise KnowledgeBaseError(f"compacting {self.path} changed the order of rows", expected="the same order")
-            self.sync(everything=True)
+            self.flushed.flush(everything=True)
         return True
 
     def drop_old_versions(self, grace: timedelta = GRACE) -> None:
@@ -318,7 +293,7 @@ class EntryTable:
         """
         with writing(self.path):
             drop_replaced(self._dataset, grace)
-            self._synced = {key for key in self._synced if (self.path / key).exists()}
+            self.flushed.forget_deleted()
 
     # Reading.
 
