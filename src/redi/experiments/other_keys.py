@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -52,38 +53,31 @@ def estimates(pipe: Any, base: KnowledgeBase, prompts: Sequence[str], noise_ids:
     Raises:
         InputError: The key is unknown.
     """
-    of_noise = base.noise_ids()
+    if jump.key == "random":
+        rng = np.random.default_rng(0)
+        chosen = [int(rng.choice(rows)) for rows in _of_same_noise(base, noise_ids)]
+        return base.values(chosen, jump.value_step)
+    if jump.key != "text":
+        raise InputError(f"key {jump.key!r}", expected="'text' or 'random'")
     rule = combiner(jump.weights)
     count = jump.neighbors or rule.default_neighbors
-    rng = np.random.default_rng(0)
-    if jump.key == "text":
-        of_entries = embedded(pipe, base.prompts(range(len(base))))
-        of_prompts = embedded(pipe, prompts)
-    elif jump.key != "random":
-        raise InputError(f"key {jump.key!r}", expected="'text' or 'random'")
+    of_entries, of_prompts = _embeddings(pipe, base, prompts)
     found = []
-    for place, noise_id in enumerate(noise_ids):
-        rows = np.flatnonzero(of_noise == noise_id)
-        if jump.key == "random":
-            chosen = rng.choice(rows, size=1)
-            found.append(base.values(chosen.tolist(), jump.value_step)[0])
-            continue
+    for query, rows in zip(of_prompts, _of_same_noise(base, noise_ids), strict=True):
         keys = of_entries[rows]
-        near = (keys - of_prompts[place]).norm(dim=1).argsort()[:count]
+        near = (keys - query).norm(dim=1).argsort()[:count]
         values = base.values(rows[near.numpy()].tolist(), jump.value_step)
-        found.append(rule.combine(of_prompts[place], keys[near], values).values)
+        found.append(rule.combine(query, keys[near], values).values)
     return torch.stack(found)
 
 
 def nearest_by_text(pipe: Any, base: KnowledgeBase, prompts: Sequence[str], noise_ids: Sequence[int]) -> list[int]:
     """Return for each prompt (n) the row of the entry of its noise whose prompt has the nearest text embedding."""
-    of_noise = base.noise_ids()
-    of_entries, of_prompts = embedded(pipe, base.prompts(range(len(base)))), embedded(pipe, prompts)
-    found = []
-    for place, noise_id in enumerate(noise_ids):
-        rows = np.flatnonzero(of_noise == noise_id)
-        found.append(int(rows[int((of_entries[rows] - of_prompts[place]).norm(dim=1).argmin())]))
-    return found
+    of_entries, of_prompts = _embeddings(pipe, base, prompts)
+    return [
+        int(rows[int((of_entries[rows] - query).norm(dim=1).argmin())])
+        for query, rows in zip(of_prompts, _of_same_noise(base, noise_ids), strict=True)
+    ]
 
 
 def run_full(pipe: Any, base: KnowledgeBase, prompts: Sequence[str], noise_ids: Sequence[int]) -> list[Image.Image]:
@@ -105,14 +99,10 @@ def run_by_similarity(
 ) -> tuple[list[Image.Image], list[int], list[bool], float]:
     """Run prompts (n) by the jump's thresholds (NIRVANA: Agarwal et al., 2024): each from the x_v of the entry of its
     noise with the most similar prompt, the later the more similar, or in full."""
-    of_noise = base.noise_ids()
-    of_entries, of_prompts = (
-        normalize(embedded(pipe, texts), dim=1) for texts in (base.prompts(range(len(base))), prompts)
-    )
+    of_entries, of_prompts = (normalize(each, dim=1) for each in _embeddings(pipe, base, prompts))
     jumps: list[EngineJump | None] = []
-    for place, noise_id in enumerate(noise_ids):
-        rows = np.flatnonzero(of_noise == noise_id)
-        cosine, nearest = (of_entries[rows] @ of_prompts[place]).max(dim=0)
+    for query, rows in zip(of_prompts, _of_same_noise(base, noise_ids), strict=True):
+        cosine, nearest = (of_entries[rows] @ query).max(dim=0)
         step = next((step for least, step in jump.thresholds if float(cosine) >= least), None)
         jumps.append(None if step is None else EngineJump(step, base.values([int(rows[int(nearest)])], step)[0]))
     return _run(jumps, pipe, base, prompts, noise_ids, jump)
@@ -180,6 +170,17 @@ def _call(pipe: Any, base: KnowledgeBase, prompts: Sequence[str], noise_ids: Seq
         guidance_scale=base.manifest.identity["call"]["guidance_scale"],
         latents=starts(pipe, base.noise_bank, noise_ids),
     )
+
+
+def _of_same_noise(base: KnowledgeBase, noise_ids: Sequence[int]) -> Iterator[NDArray[np.int64]]:
+    """Yield, for each noise id, the rows of its entries."""
+    of_entries = base.noise_ids()
+    return (np.flatnonzero(of_entries == noise_id) for noise_id in noise_ids)
+
+
+def _embeddings(pipe: Any, base: KnowledgeBase, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Return the text embeddings of the base's prompts (N, d) and of others (n, d)."""
+    return embedded(pipe, base.prompts(range(len(base)))), embedded(pipe, prompts)
 
 
 @torch.no_grad()
