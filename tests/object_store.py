@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -117,3 +118,12 @@ def grow_elsewhere(environment: dict[str, str], address: str, first: int) -> Non
     base = KnowledgeBase.open(address)
     for unit in range(first, first + 6):
         add_grown(base, small_base.unit_batch(unit), Growth(), {}, 1.0)
+
+
+def write_on(environment: dict[str, str], address: str, enough: Event) -> None:
+    """Add units without a pause, on a machine of its own."""
+    os.environ |= environment
+    base, unit = KnowledgeBase.open(address), 100
+    while not enough.is_set():
+        base.add_unit(unit, small_base.unit_batch(unit, rows=1))
+        unit += 1

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from redi.errors import InputError, KnowledgeBaseError, RediWarning
 from redi.knowledge_base import KnowledgeBase, mirror, sharing, upkeep
 from redi.knowledge_base.bucket import Bucket
 from redi.knowledge_base.growth import Growth, add_grown
+from redi.knowledge_base.table import EntryTable
 from small_base import ROWS, check_contents, create, filled, unit_batch
 from tiny import tiny_pipeline
 from tiny_build import PROMPTS, build_tiny, server
@@ -335,6 +337,50 @@ def test_machines_that_grow_one_base_lose_nothing(
     wanted = sorted(f"prompt {unit}/{slot}" for unit in range(10) for slot in range(ROWS))
     assert sorted(base.prompts(range(len(base)))) == wanted
     assert base.verify().clean
+
+
+def test_a_long_change_comes_through_while_another_machine_writes_without_a_pause(
+    address: str, store: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, context = filled(address), server()
+    enough, tries, stock = context.Event(), [], EntryTable.compact
+
+    def long(table: EntryTable, **options: Any) -> bool:
+        tries.append(table.count())
+        time.sleep(1.5)
+        return stock(table, **options)
+
+    monkeypatch.setattr(EntryTable, "compact", long)
+    monkeypatch.setattr(mirror, "_TRIES", 12)
+    environment = {**store, "REDI_CACHE": str(tmp_path / "second")}
+    other = context.Process(target=object_store.write_on, args=(environment, address, enough))
+    other.start()
+    try:
+        while len(KnowledgeBase.open(address)) == 4 * ROWS:
+            time.sleep(0.2)
+        base.compact()
+        behind = len(KnowledgeBase.open(address))
+        assert len(tries) > 1, "the other has to have been in the way"
+        while len(KnowledgeBase.open(address)) <= behind:
+            time.sleep(0.2)
+    finally:
+        enough.set()
+        other.join()
+    assert other.exitcode == 0
+    after = KnowledgeBase.open(address)
+    assert set(base.prompts(range(len(base)))) <= set(after.prompts(range(len(after))))
+    assert after.verify().clean
+
+
+def test_the_turn_of_who_has_died_runs_out(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = create(address)
+    monkeypatch.setattr(mirror, "_TURN", 1.0)
+    assert Bucket(address).ask_turn()
+    assert Bucket(address).ask_turn() is None, "one at a time"
+    started = time.monotonic()
+    assert base.add_unit(0, unit_batch(0))
+    assert time.monotonic() - started >= 1.0
+    assert Bucket(address).turn() is None
 
 
 def _objects(address: str) -> set[str]:

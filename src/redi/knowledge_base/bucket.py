@@ -2,7 +2,8 @@
 
 ``head.json`` names every file of the base with its size, SHA-256 and object. It alone ever changes, and only by a
 conditional PUT: who has not seen the newest list cannot replace it. Objects are written once, under names that nobody
-else uses, and deleted when they are a day old and the list does not name them.
+else uses, and deleted when they are a day old and the list does not name them. ``turn.json``, where there is one, asks
+all but its maker to wait: nothing but fairness hangs on it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from redi.knowledge_base.durable import fsync_file, writing
 from redi.knowledge_base.guard import check_depth, shortened
 from redi.knowledge_base.hashes import MAX_BYTES, FileHash, checked_hash, checked_name, hash_fields
 
-HEAD = "head.json"
+HEAD, _TURN = "head.json", "turn.json"
 KEPT = timedelta(days=1)
 """How long an object that no list names is kept: somebody may still be reading the list before, or writing the next."""
 
@@ -159,6 +160,41 @@ class Bucket:
             except (AlreadyExistsError, PreconditionError):
                 return None
         return Head(str(put["e_tag"]), dict(files))
+
+    def turn(self) -> str | None:
+        """Return the tag of the turn that somebody has asked for, None if nobody has.
+
+        Raises:
+            KnowledgeBaseError: The bucket cannot be reached.
+        """
+        with self._reaching("read"):
+            try:
+                return str(self._store.head(_TURN)["e_tag"])
+            except FileNotFoundError:
+                return None
+
+    def ask_turn(self) -> str | None:
+        """Ask the others to wait, and return the tag of this turn; None if somebody else has asked before.
+
+        Raises:
+            KnowledgeBaseError: The bucket cannot be reached or written to.
+        """
+        from obstore.exceptions import AlreadyExistsError
+
+        with self._reaching("write"):
+            try:
+                return str(self._store.put(_TURN, uuid4().hex.encode(), mode="create")["e_tag"])
+            except AlreadyExistsError:
+                return None
+
+    def end_turn(self) -> None:
+        """Let the others go on.
+
+        Raises:
+            KnowledgeBaseError: The bucket cannot be reached.
+        """
+        with self._reaching("tidy"), suppress(FileNotFoundError):
+            self._store.delete(_TURN)
 
     def check_conditional(self) -> None:
         """Try whether the store refuses to overwrite when it is told to; one that does not would lose entries.

@@ -38,6 +38,9 @@ LOOK_AGAIN = 30.0
 _OF_THIS_MACHINE = ("uses.jsonl", "calibration.json")
 _STATE, _MAX_BYTES = "mirror.json", 1 << 28
 _AT_ONCE, _TRIES, _WAIT = 8, 60, 600.0
+_PATIENCE, _TURN = 3, 600.0
+"""Times to come second before the others are asked to wait, since a long change would come second for ever; and the
+seconds that they wait at most for who has died meanwhile."""
 _VERSIONS, _LEDGER = "entries.lance/_versions/", "ledger/"
 _READ_LATER = ("entries.lance/data/", "entries.lance/_deletions/")
 """What a reader that has opened an older version still reads; every file of these has a name of its own."""
@@ -163,29 +166,55 @@ class Mirror:
         """
         if self._within:
             return change()
-        for attempt in range(_TRIES):
-            if self.pull():
-                reload()
-            self._within = True
-            try:
-                made = change()
-            finally:
-                self._within = False
-            check()
-            try:
-                if self._push():
+        own_turn: str | None = None
+        try:
+            for attempt in range(_TRIES):
+                if attempt >= _PATIENCE and own_turn is None:
+                    own_turn = self.bucket.ask_turn()
+                self._give_way(own_turn)
+                published, made = self._tried(change, reload, check)
+                if published:
                     return made
-            except KnowledgeBaseError:
-                with suppress(KnowledgeBaseError):
-                    if self.pull():
-                        reload()
-                raise
-            time.sleep(random.uniform(0, min(5.0, 0.05 * 2**attempt)))
+                time.sleep(random.uniform(0, min(5.0, 0.05 * 2**attempt)) if own_turn is None else 0.0)
+        finally:
+            if own_turn is not None:
+                with suppress(KnowledgeBaseError):  # it runs out
+                    self.bucket.end_turn()
         raise KnowledgeBaseError(
             f"{self.bucket.address} was changed by others {_TRIES} times in a row",
             expected="fewer who write at once",
             fix="try again; nothing is lost",
         )
+
+    def _tried(
+        self, change: Callable[[], Changed], reload: Callable[[], None], check: Callable[[], None]
+    ) -> tuple[bool, Changed]:
+        """Return whether a change to the newest state could be published, and what it returned."""
+        if self.pull():
+            reload()
+        self._within = True
+        try:
+            made = change()
+        finally:
+            self._within = False
+        check()
+        try:
+            return self._push(), made
+        except KnowledgeBaseError:
+            with suppress(KnowledgeBaseError):
+                if self.pull():
+                    reload()
+            raise
+
+    def _give_way(self, own_turn: str | None) -> None:
+        """Wait while it is another's turn; whose lasts too long has died."""
+        seen, since = None, time.monotonic()
+        while (turn := self.bucket.turn()) not in (None, own_turn):
+            if turn != seen:
+                seen, since = turn, time.monotonic()
+            elif time.monotonic() - since > _TURN:
+                self.bucket.end_turn()
+            time.sleep(random.uniform(0.1, 0.5))
 
     def pull(self) -> bool:
         """Make the folder hold what the bucket's list names; return whether that changed it. A no-op in a change.
