@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import threading
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -217,9 +218,18 @@ def test_a_reader_sees_what_another_machine_added_after_a_while(
     base.add_unit(0, unit_batch(0))
     assert len(reader.current()) == 0
     monkeypatch.setattr(mirror, "LOOK_AGAIN", 0.0)
+    stock, slow = Bucket.download, threading.Event()
+    monkeypatch.setattr(Bucket, "download", lambda *arguments: slow.wait() and stock(*arguments))
+    assert len(reader.current()) == 0, "no picture waits for a download"
+    slow.set()
+    assert reader._mirror is not None
+    reader._mirror.end_looking()
     seen = reader.current()
     check_contents(seen, 1)
+    reader._mirror.end_looking()
     monkeypatch.setattr(Bucket, "head", lambda *_: (_ for _ in ()).throw(KnowledgeBaseError("the network is down")))
+    assert len(seen.current()) == ROWS
+    reader._mirror.end_looking()
     with pytest.warns(RediWarning, match="going on with the copy"):
         assert len(seen.current()) == ROWS
 

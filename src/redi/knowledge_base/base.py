@@ -203,6 +203,8 @@ class KnowledgeBase(Reader):
         Raises:
             KnowledgeBaseError: Another builder works on this base.
         """
+        if self._mirror:
+            self._mirror.end_looking()
         with self._lock.held(wait) as taken:
             if taken:
                 if self._mirror:

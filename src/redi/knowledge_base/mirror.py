@@ -12,6 +12,7 @@ import json
 import os
 import random
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -72,6 +73,8 @@ class Mirror:
         """When files were taken out of the copy that stay a while longer."""
         self._read_state()
         self._looked, self._within = 0.0, False
+        self._looking: threading.Thread | None = None
+        self._failed: KnowledgeBaseError | None = None
 
     def exists(self) -> bool:
         """Whether the bucket holds a base at the address."""
@@ -117,14 +120,29 @@ class Mirror:
         )
 
     def look_again(self) -> None:
-        """Update, every :data:`LOOK_AGAIN` seconds at most; warn if that fails, since the copy is whole without it."""
+        """Begin to update in the background, every :data:`LOOK_AGAIN` seconds at most, so that no picture waits for a
+        download; warn if that failed last time, since the copy is whole without it."""
+        if self._looking and self._looking.is_alive():
+            return
+        if self._failed:
+            warn(f"going on with the copy of {self.bucket.address} that is here\n  {self._failed}")
+            self._failed = None
         if time.monotonic() - self._looked >= LOOK_AGAIN:
-            try:
-                self.update()
-            except KnowledgeBaseError as error:
-                warn(f"going on with the copy of {self.bucket.address} that is here\n  {error}")
-            finally:
-                self._looked = time.monotonic()
+            self._looking = threading.Thread(target=self._look, name="redi-mirror", daemon=True)
+            self._looking.start()
+
+    def _look(self) -> None:
+        try:
+            self.update()
+        except KnowledgeBaseError as error:
+            self._failed = error
+        finally:
+            self._looked = time.monotonic()
+
+    def end_looking(self) -> None:
+        """Wait for the look in the background, which holds the folder's lock."""
+        if self._looking:
+            self._looking.join()
 
     def update(self) -> None:
         """Pull, unless a builder of this machine is at work, who keeps the copy up to date.
