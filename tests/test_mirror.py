@@ -5,10 +5,12 @@ A *machine* here is a working copy of its own.
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
+import subprocess
+import sys
 import threading
-import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,6 @@ from redi.errors import InputError, KnowledgeBaseError, RediWarning
 from redi.knowledge_base import KnowledgeBase, mirror, sharing, upkeep
 from redi.knowledge_base.bucket import Bucket
 from redi.knowledge_base.growth import Growth, add_grown
-from redi.knowledge_base.table import EntryTable
 from small_base import ROWS, check_contents, create, filled, unit_batch
 from tiny import tiny_pipeline
 from tiny_build import PROMPTS, build_tiny, server
@@ -219,19 +220,58 @@ def test_a_reader_sees_what_another_machine_added_after_a_while(
     assert len(reader.current()) == 0
     monkeypatch.setattr(mirror, "LOOK_AGAIN", 0.0)
     stock, slow = Bucket.download, threading.Event()
-    monkeypatch.setattr(Bucket, "download", lambda *arguments: slow.wait() and stock(*arguments))
+
+    def slowly(*arguments: Any) -> None:
+        if threading.current_thread().name == "redi-mirror":
+            slow.wait()
+        stock(*arguments)
+
+    monkeypatch.setattr(Bucket, "download", slowly)
     assert len(reader.current()) == 0, "no picture waits for a download"
+    other = KnowledgeBase.open(address)
+    assert len(other) == ROWS, "nor does anybody else of this machine"
+    other.add_unit(1, unit_batch(1))
     slow.set()
-    assert reader._mirror is not None
-    reader._mirror.end_looking()
-    seen = reader.current()
-    check_contents(seen, 1)
-    reader._mirror.end_looking()
+    seen = _looked(reader)
+    check_contents(seen, 2)
+    _looked(seen)
     monkeypatch.setattr(Bucket, "head", lambda *_: (_ for _ in ()).throw(KnowledgeBaseError("the network is down")))
-    assert len(seen.current()) == ROWS
-    reader._mirror.end_looking()
     with pytest.warns(RediWarning, match="going on with the copy"):
-        assert len(seen.current()) == ROWS
+        assert len(_looked(seen)) == 2 * ROWS
+
+
+def test_what_a_look_has_fetched_is_not_fetched_again(
+    address: str, on: OnMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = create(address)
+    on("second")
+    reader = KnowledgeBase.open(address)
+    base.add_unit(0, unit_batch(0))
+    monkeypatch.setattr(mirror, "LOOK_AGAIN", 0.0)
+    stock, fetched = Bucket.download, []
+    monkeypatch.setattr(Bucket, "download", lambda *each: (fetched.append(each[1].object), stock(*each)))
+    check_contents(_looked(reader), 1)
+    assert fetched
+    assert len(fetched) == len(set(fetched))
+
+
+def test_what_grew_is_published_when_the_interpreter_ends(address: str, store: dict[str, str], tmp_path: Path) -> None:
+    create(address)
+    script = """
+import sys, torch, small_base
+from redi.growing import Grower, _Seen
+from redi.knowledge_base import KnowledgeBase
+from redi.knowledge_base.growth import Growth
+base = KnowledgeBase.open(sys.argv[1])
+latents = {step: torch.randn(small_base.SHAPE) for step in (1, 2, 4, 7)}
+grower = Grower(base, Growth(delay=60.0))
+grower.offer([_Seen("a prompt", 0, latents)], [])
+"""
+    paths = [str(Path(__file__).parent), *sys.path]
+    environment = {**os.environ, **store, "REDI_CACHE": str(tmp_path / "third"), "PYTHONPATH": os.pathsep.join(paths)}
+    ended = subprocess.run([sys.executable, "-c", script, address], env=environment, capture_output=True, text=True)
+    assert "lost" not in ended.stderr
+    assert KnowledgeBase.open(address).prompts([0]) == ["a prompt"]
 
 
 def test_upkeep_reaches_the_bucket(address: str, on: OnMachine, tmp_path: Path) -> None:
@@ -349,48 +389,12 @@ def test_machines_that_grow_one_base_lose_nothing(
     assert base.verify().clean
 
 
-def test_a_long_change_comes_through_while_another_machine_writes_without_a_pause(
-    address: str, store: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    base, context = filled(address), server()
-    enough, tries, stock = context.Event(), [], EntryTable.compact
-
-    def long(table: EntryTable, **options: Any) -> bool:
-        tries.append(table.count())
-        time.sleep(1.5)
-        return stock(table, **options)
-
-    monkeypatch.setattr(EntryTable, "compact", long)
-    monkeypatch.setattr(mirror, "_TRIES", 12)
-    environment = {**store, "REDI_CACHE": str(tmp_path / "second")}
-    other = context.Process(target=object_store.write_on, args=(environment, address, enough))
-    other.start()
-    try:
-        while len(KnowledgeBase.open(address)) == 4 * ROWS:
-            time.sleep(0.2)
-        base.compact()
-        behind = len(KnowledgeBase.open(address))
-        assert len(tries) > 1, "the other has to have been in the way"
-        while len(KnowledgeBase.open(address)) <= behind:
-            time.sleep(0.2)
-    finally:
-        enough.set()
-        other.join()
-    assert other.exitcode == 0
-    after = KnowledgeBase.open(address)
-    assert set(base.prompts(range(len(base)))) <= set(after.prompts(range(len(after))))
-    assert after.verify().clean
-
-
-def test_the_turn_of_who_has_died_runs_out(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    base = create(address)
-    monkeypatch.setattr(mirror, "_TURN", 1.0)
-    assert Bucket(address).ask_turn()
-    assert Bucket(address).ask_turn() is None, "one at a time"
-    started = time.monotonic()
-    assert base.add_unit(0, unit_batch(0))
-    assert time.monotonic() - started >= 1.0
-    assert Bucket(address).turn() is None
+def _looked(base: KnowledgeBase) -> KnowledgeBase:
+    """Return what the base is once a look that this began has ended."""
+    base.current()
+    assert base._mirror is not None
+    with base._mirror._looking:
+        return base.current()
 
 
 def _objects(address: str) -> set[str]:

@@ -34,7 +34,7 @@ from redi.knowledge_base.indexing import Indexer
 from redi.knowledge_base.layout import INDEX, REFUSED, TABLE, check_free, columns_of, local_folder
 from redi.knowledge_base.ledger import BuilderLock, Ledger, UnitRecord
 from redi.knowledge_base.manifest import FILE_NAME, Manifest
-from redi.knowledge_base.mirror import Mirror
+from redi.knowledge_base.mirror import A_MOMENT, Mirror
 from redi.knowledge_base.noise_bank import NoiseBank
 from redi.knowledge_base.noises import Noises
 from redi.knowledge_base.reader import Reader
@@ -203,9 +203,7 @@ class KnowledgeBase(Reader):
         Raises:
             KnowledgeBaseError: Another builder works on this base.
         """
-        if self._mirror:
-            self._mirror.end_looking()
-        with self._lock.held(wait) as taken:
+        with self._lock.held(max(wait, A_MOMENT) if self._mirror else wait) as taken:
             if taken:
                 if self._mirror:
                     self._mirror.pull()

@@ -33,7 +33,7 @@ _VERSION = 1
 _ADDRESS = re.compile(r"s3:/{1,2}(?P<bucket>[^/]+)/(?P<name>.*[^/])/*")  # pathlib makes one slash of two
 _OBJECT = re.compile(r"[0-9a-f]{32}")
 _KEY = re.compile(r"objects/([0-9a-f]{32})")
-_PART_BYTES = 1 << 24
+_PART_BYTES, _MAX_TOKEN = 1 << 24, 64
 _RETRIES, _SECONDS, _BULK_SECONDS = 5, 15, 600
 
 
@@ -162,30 +162,28 @@ class Bucket:
         return Head(str(put["e_tag"]), dict(files))
 
     def turn(self) -> str | None:
-        """Return the tag of the turn that somebody has asked for, None if nobody has.
+        """Return the token of who has asked the others to wait, None if nobody has.
 
         Raises:
             KnowledgeBaseError: The bucket cannot be reached.
         """
         with self._reaching("read"):
             try:
-                return str(self._store.head(_TURN)["e_tag"])
+                found = self._store.get(_TURN)
+                return bytes(found.bytes()).decode(errors="replace") if found.meta["size"] <= _MAX_TOKEN else "?"
             except FileNotFoundError:
                 return None
 
-    def ask_turn(self) -> str | None:
-        """Ask the others to wait, and return the tag of this turn; None if somebody else has asked before.
+    def ask_turn(self, token: str) -> None:
+        """Ask the others to wait; in vain if somebody else has asked before, which :meth:`turn` tells.
 
         Raises:
             KnowledgeBaseError: The bucket cannot be reached or written to.
         """
         from obstore.exceptions import AlreadyExistsError
 
-        with self._reaching("write"):
-            try:
-                return str(self._store.put(_TURN, uuid4().hex.encode(), mode="create")["e_tag"])
-            except AlreadyExistsError:
-                return None
+        with self._reaching("write"), suppress(AlreadyExistsError):
+            self._store.put(_TURN, token.encode(), mode="create")
 
     def end_turn(self) -> None:
         """Let the others go on.

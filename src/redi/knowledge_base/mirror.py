@@ -14,7 +14,7 @@ import random
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from hashlib import sha256
@@ -31,17 +31,20 @@ from redi.knowledge_base.hashes import FILE_NAME as HASHES
 from redi.knowledge_base.hashes import FileHash, file_names, is_lasting
 from redi.knowledge_base.ledger import BuilderLock, Ledger, LockedError
 from redi.knowledge_base.manifest import FILE_NAME as MANIFEST
+from redi.knowledge_base.turns import Turn
 from redi.knowledge_base.versions import GRACE
 
 LOOK_AGAIN = 30.0
 """Seconds after which a reader looks whether the bucket's list is another."""
 
+A_MOMENT = 2.0
+"""Seconds to wait for another reader of this machine that is putting in place what it has fetched."""
+
 _OF_THIS_MACHINE = ("uses.jsonl", "calibration.json")
 _STATE, _MAX_BYTES = "mirror.json", 1 << 28
 _AT_ONCE, _TRIES, _WAIT = 8, 60, 600.0
-_PATIENCE, _TURN = 3, 600.0
-"""Times to come second before the others are asked to wait, since a long change would come second for ever; and the
-seconds that they wait at most for who has died meanwhile."""
+_PATIENCE = 3
+"""Times to come second before the others are asked to wait, since a long change would come second for ever."""
 _VERSIONS, _LEDGER = "entries.lance/_versions/", "ledger/"
 _READ_LATER = ("entries.lance/data/", "entries.lance/_deletions/")
 """What a reader that has opened an older version still reads; every file of these has a name of its own."""
@@ -72,9 +75,10 @@ class Mirror:
         self._parked: dict[str, float] = {}
         """When files were taken out of the copy that stay a while longer."""
         self._read_state()
+        self._fetched = self._root / "fetched"
         self._looked, self._within = 0.0, False
-        self._looking: threading.Thread | None = None
-        self._failed: KnowledgeBaseError | None = None
+        self._looking = threading.Lock()
+        self._failed: Exception | None = None
 
     def exists(self) -> bool:
         """Whether the bucket holds a base at the address."""
@@ -120,29 +124,39 @@ class Mirror:
         )
 
     def look_again(self) -> None:
-        """Begin to update in the background, every :data:`LOOK_AGAIN` seconds at most, so that no picture waits for a
-        download; warn if that failed last time, since the copy is whole without it."""
-        if self._looking and self._looking.is_alive():
-            return
-        if self._failed:
-            warn(f"going on with the copy of {self.bucket.address} that is here\n  {self._failed}")
-            self._failed = None
-        if time.monotonic() - self._looked >= LOOK_AGAIN:
-            self._looking = threading.Thread(target=self._look, name="redi-mirror", daemon=True)
-            self._looking.start()
+        """Begin to look in the background, every :data:`LOOK_AGAIN` seconds at most, so that no picture waits for a
+        download; warn if the last look failed, since the copy is whole without it."""
+        failed, self._failed = self._failed, None
+        if time.monotonic() - self._looked >= LOOK_AGAIN and self._looking.acquire(blocking=False):
+            try:
+                threading.Thread(target=self._look, name="redi-mirror", daemon=True).start()
+            except RuntimeError:  # the interpreter ends
+                self._looking.release()
+        if failed:
+            warn(f"going on with the copy of {self.bucket.address} that is here\n  {failed}")
 
     def _look(self) -> None:
+        """Fetch what is new without the folder's lock, which is then held for a moment only."""
         try:
-            self.update()
-        except KnowledgeBaseError as error:
+            known, head = self._head, self.bucket.head(self._head)
+            if head is None or head is not known:
+                if head and known:
+                    self._fetch([each for name, each in head.files.items() if known.files.get(name) != each])
+                self.update()
+        except Exception as error:
             self._failed = error
         finally:
             self._looked = time.monotonic()
+            self._looking.release()
 
-    def end_looking(self) -> None:
-        """Wait for the look in the background, which holds the folder's lock."""
-        if self._looking:
-            self._looking.join()
+    def _fetch(self, files: list[StoredFile]) -> None:
+        with writing(self._fetched):
+            self._fetched.mkdir(exist_ok=True)
+            for file in files:
+                if not (self._fetched / file.object).exists():
+                    part = self._fetched / f"{file.object}-{uuid4().hex[:8]}"
+                    self.bucket.download(file, part)
+                    os.replace(part, self._fetched / file.object)
 
     def update(self) -> None:
         """Pull, unless a builder of this machine is at work, who keeps the copy up to date.
@@ -154,7 +168,7 @@ class Mirror:
             self.folder.mkdir(parents=True, exist_ok=True)
         first = not (self.folder / MANIFEST).exists()
         try:
-            with BuilderLock(self.folder / "lock").held(_WAIT if first else 0.0):
+            with BuilderLock(self.folder / "lock").held(_WAIT if first else A_MOMENT):
                 self.pull()
         except LockedError:
             if first:
@@ -184,20 +198,14 @@ class Mirror:
         """
         if self._within:
             return change()
-        own_turn: str | None = None
-        try:
+        turn = Turn(self.bucket)
+        with turn:
             for attempt in range(_TRIES):
-                if attempt >= _PATIENCE and own_turn is None:
-                    own_turn = self.bucket.ask_turn()
-                self._give_way(own_turn)
+                turn.wait(ask=attempt >= _PATIENCE)
                 published, made = self._tried(change, reload, check)
                 if published:
                     return made
-                time.sleep(random.uniform(0, min(5.0, 0.05 * 2**attempt)) if own_turn is None else 0.0)
-        finally:
-            if own_turn is not None:
-                with suppress(KnowledgeBaseError):  # it runs out
-                    self.bucket.end_turn()
+                time.sleep(0.0 if turn.ours else random.uniform(0, min(5.0, 0.05 * 2**attempt)))
         raise KnowledgeBaseError(
             f"{self.bucket.address} was changed by others {_TRIES} times in a row",
             expected="fewer who write at once",
@@ -223,16 +231,6 @@ class Mirror:
                 if self.pull():
                     reload()
             raise
-
-    def _give_way(self, own_turn: str | None) -> None:
-        """Wait while it is another's turn; whose lasts too long has died."""
-        seen, since = None, time.monotonic()
-        while (turn := self.bucket.turn()) not in (None, own_turn):
-            if turn != seen:
-                seen, since = turn, time.monotonic()
-            elif time.monotonic() - since > _TURN:
-                self.bucket.end_turn()
-            time.sleep(random.uniform(0.1, 0.5))
 
     def pull(self) -> bool:
         """Make the folder hold what the bucket's list names; return whether that changed it. A no-op in a change.
@@ -264,8 +262,7 @@ class Mirror:
             shutil.rmtree(left)
         with writing(self.folder), TemporaryDirectory(dir=self._root, prefix="incoming-") as place:
             incoming = {name: Path(place) / str(number) for number, name in enumerate(wanted)}
-            with ThreadPoolExecutor(_AT_ONCE) as pool:
-                list(pool.map(lambda name: self.bucket.download(wanted[name], incoming[name]), wanted))
+            _at_once(lambda name: self._get(wanted[name], incoming[name]), wanted)
             for name, path in incoming.items():
                 target = self.folder / name
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -277,7 +274,18 @@ class Mirror:
                     self._parked[name] = time.time()
                 else:
                     (self.folder / name).unlink(missing_ok=True)
+            for left in self._fetched.glob("*"):
+                if time.time() - left.stat().st_mtime >= GRACE.total_seconds():
+                    left.unlink(missing_ok=True)
         self._write_state()
+
+    def _get(self, file: StoredFile, path: Path) -> None:
+        """Download a file, unless a look has fetched it (and compared it with its hash)."""
+        fetched = self._fetched / file.object
+        if fetched.exists():
+            os.replace(fetched, path)
+        else:
+            self.bucket.download(file, path)
 
     def _drop_parked(self) -> None:
         over = [name for name, since in self._parked.items() if time.time() - since >= GRACE.total_seconds()]
@@ -308,9 +316,8 @@ class Mirror:
             return True
         if self._head and self.bucket.head(self._head) is not self._head:
             return False
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            objects = pool.map(lambda name: self.bucket.upload(self.folder / name), new)
-            files |= {name: StoredFile(here[name], object) for name, object in zip(new, objects, strict=True)}
+        objects = _at_once(lambda name: self.bucket.upload(self.folder / name), new)
+        files |= {name: StoredFile(here[name], object) for name, object in zip(new, objects, strict=True)}
         if time.time() - begun > KEPT.total_seconds() / 2:  # what was uploaded first may be taken for unused
             return False
         head = self.bucket.swap(files, self._head)
@@ -347,6 +354,15 @@ class Mirror:
             self._hashes = {
                 name: ((size, at, file), FileHash(size, sha)) for name, (size, at, file, sha) in known["files"].items()
             }
+
+
+def _at_once(work: Callable[[str], Changed], names: Collection[str]) -> list[Changed]:
+    """Work on several names at a time; one by one when the interpreter ends, which starts no more threads."""
+    try:
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            return list(pool.map(work, names))
+    except RuntimeError:
+        return [work(name) for name in names]
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:
