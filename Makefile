@@ -55,7 +55,7 @@ demo: $(INSTALLED)
 	$(BIN)/redi demo --out demo
 
 test: $(INSTALLED)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(TESTS)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(TESTS)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

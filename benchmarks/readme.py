@@ -1,4 +1,5 @@
-"""Owns the README's figures and picture, made from what ``make demo`` and ``make bench`` left; nothing is typed in."""
+"""Owns the README's figures and picture, made from what ``make demo`` and ``make bench`` left and from the results of
+``rivals``; nothing is typed in."""
 
 from __future__ import annotations
 
@@ -9,11 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from redi.experiments.defaults_section import against_fewer_steps
+
 ROOT = Path(__file__).parents[1]
 _BLOCK = re.compile(r"(<!-- figures: [^\n]* -->\n).*?(<!-- end of figures -->)", re.DOTALL)
 
 
-def figures(demo: dict[str, Any], bench: dict[str, Any]) -> str:
+def figures(demo: dict[str, Any], bench: dict[str, Any], rivals: dict[str, Any]) -> str:
     """Return the block of Markdown between the markers."""
     outcomes = demo["outcomes"]
     shares = list(outcomes[0]["faithfulness"])
@@ -52,8 +55,21 @@ def figures(demo: dict[str, Any], bench: dict[str, Any]) -> str:
             for each in bench["figures"]
         ),
         "",
+        *fewer_steps(rivals),
     ]
     return "\n".join(lines)
+
+
+def fewer_steps(rivals: dict[str, Any]) -> list[str]:
+    """Return the lines about the rival that everybody has: fewer steps."""
+    pictures = next(row["n"] for row in rivals["rows"] if row["label"] == rivals["full"])
+    return [
+        f"Against simply fewer steps ([`redi experiments run rivals`](docs/results.md), the bundled model, {pictures} "
+        f"pictures a point): {against_fewer_steps({'rivals': rivals})}.",
+        "",
+        "![The best jump and the best solver alone, by network calls](docs/images/results-rivals.png)",
+        "",
+    ]
 
 
 def _line(cells: list[str]) -> str:
@@ -62,14 +78,14 @@ def _line(cells: list[str]) -> str:
 
 def main() -> int:
     """Rewrite the README's block and copy the picture."""
-    sources = (ROOT / "demo" / "report.json", ROOT / "bench" / "results.json")
+    sources = [ROOT / each for each in ("demo/report.json", "bench/results.json", "results/small/rivals.json")]
     for source in sources:
         if not source.is_file():
             print(f"{source.relative_to(ROOT)} is not there: run make demo bench first", file=sys.stderr)
             return 1
-    demo, bench = (json.loads(source.read_text()) for source in sources)
+    demo, bench, rivals = (json.loads(source.read_text()) for source in sources)
     readme = ROOT / "README.md"
-    readme.write_text(_BLOCK.sub(lambda block: block[1] + figures(demo, bench) + block[2], readme.read_text()))
+    readme.write_text(_BLOCK.sub(lambda block: block[1] + figures(demo, bench, rivals) + block[2], readme.read_text()))
     (ROOT / "docs" / "images").mkdir(parents=True, exist_ok=True)
     shutil.copyfile(ROOT / "demo" / "comparison.png", ROOT / "docs" / "images" / "demo.png")
     return 0

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from redi.cli.app import app
 from redi.errors import InputError
 from redi.experiments.costs import Cost
+from redi.experiments.defaults_section import against_fewer_steps
 from redi.experiments.laboratory import Laboratory
 from redi.experiments.other_keys import distance_at_value, run_by_similarity, run_full
 from redi.experiments.other_values import reuse_pictures
@@ -197,6 +198,8 @@ def test_the_best_are_compared_picture_by_picture(results: Path) -> None:
     for each in found["best"]:
         ours, alone = (rows[label][each["measure"]]["value"] for label in (JUMP.label, "dpm-4"))
         assert each["difference"]["value"] == pytest.approx(ours - alone, abs=1e-9)
+        room = alone - rows["dpm-6"][each["measure"]]["value"]
+        assert each["rival_against_full"]["difference"]["value"] == pytest.approx(room, abs=1e-9)
 
 
 def test_a_result_says_what_it_was_made_with(results: Path) -> None:
@@ -243,6 +246,24 @@ def test_some_rows_are_run_again_and_the_others_kept_as_the_file_says(
     assert rows[JUMP.label]["rule"].startswith("LeastSquares(")
     assert [claim["verdict"] for claim in found["claims"]][1] == "no difference", "a claim on a row run again is tested"
     assert json.loads(json.dumps(found)) == json.loads((tmp_path / "tiny" / "tiny.json").read_text())
+
+
+def test_rows_are_kept_only_of_the_same_scale_and_model_and_a_pattern_must_be_of_some(
+    laboratory: Laboratory, results: Path, tmp_path: Path
+) -> None:
+    before = json.loads((results / "tiny" / "tiny.json").read_text())
+    (tmp_path / "tiny").mkdir()
+
+    def again(only: str, **changes: Any) -> None:
+        (tmp_path / "tiny" / "tiny.json").write_text(json.dumps({**before, **changes}))
+        run_study(STUDY, laboratory, tmp_path, tell=pytest.fail, only=only)
+
+    with pytest.raises(InputError, match="rows 'redi"):
+        again("redi*")
+    with pytest.raises(InputError, match="so that rows compare"):
+        again("ReDi*", scale={**before["scale"], "entries": 9})
+    with pytest.raises(InputError, match="so that rows compare"):
+        again("ReDi*", subject={"model": "another"})
 
 
 def test_rows_of_other_constants_are_told(results: Path, tmp_path: Path) -> None:
@@ -312,3 +333,5 @@ def test_the_committed_page_is_what_the_committed_results_say(tmp_path: Path) ->
     root = Path(__file__).parents[1]
     page = write_report(root / "results", tmp_path / "docs" / "results.md", scale="small")
     assert page == (root / "docs" / "results.md").read_text(), "run: redi experiments report"
+    rivals = json.loads((root / "results" / "small" / "rivals.json").read_text())
+    assert against_fewer_steps({"rivals": rivals}) in (root / "README.md").read_text(), "run: make figures"

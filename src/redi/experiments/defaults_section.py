@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
 from typing import Any
 
@@ -79,7 +79,12 @@ def _schedule(results: Results) -> str:
     )
 
 
-def _rivals(results: Results) -> str:
+def against_fewer_steps(results: Results) -> str:
+    """Return in a sentence how the best jump does against the best solver alone; README tells it too.
+
+    Args:
+        results: By the name of their study; ``rivals`` among them.
+    """
     found = [each for each in results["rivals"]["best"] if 3 <= each["calls"] <= 8]
     told = []
     for measure, name in (("frechet", "Frechet distance"), ("faithfulness", "faithfulness")):
@@ -89,10 +94,19 @@ def _rivals(results: Results) -> str:
         }
         counts = ", ".join(f"{verdict} at {calls}" for verdict, calls in at.items() if calls)
         told.append(f"in {name}: {counts}")
+    short = [
+        e["calls"] for e in found if (e["measure"], e["rival_against_full"]["verdict"]) == ("faithfulness", "worse")
+    ]
+    full = results["rivals"]["full"]
     return (
         f"the best jump of 3 to 8 calls against the best solver alone with as many: {'; '.join(told)}. Where it is "
-        "worse, fewer steps of a well-spaced solver are the better buy on this model, which a few steps already serve"
+        "worse, fewer steps of a well-spaced solver are the better buy on this model, which a few steps already serve: "
+        f"in faithfulness the best solver alone is worse than {full} {_at(short)}, and elsewhere leaves no room"
     )
+
+
+def _at(calls: Sequence[int]) -> str:
+    return f"at {' '.join(map(str, calls))} calls only" if calls else "at none of them"
 
 
 def _noises(results: Results) -> str:
@@ -140,7 +154,7 @@ _LINES: tuple[tuple[str, tuple[str, ...], Callable[[Results], str]], ...] = (
         _value_step,
     ),
     ("Schedule: the scheduler's own; a short one on trailing timesteps serves best.", ("rivals", "table2"), _schedule),
-    ("Against fewer steps:", ("rivals",), _rivals),
+    ("Against fewer steps:", ("rivals",), against_fewer_steps),
     ("Gate:", ("gate",), _gate),
     (f"Noises: {signature(build).parameters['noises'].default}.", ("bank",), _noises),
     ("Values:", ("smaller",), _values),

@@ -11,7 +11,7 @@ from redi.experiments.sampling import settings_told
 _MEASURES = (("frechet", "Frechet", ".2f"), ("faithfulness", "faithful", ".1%"), ("closeness", "from full", ".2f"))
 _REACHED, _GOAL = (6, 8, 10), 8
 _VERDICTS = {"no difference": "even"}
-_PLOTTED = (2, 3, 4, 5, 6, 7, 8, 10)  # 9 calls are Heun's alone
+_PLOTTED = (2, 3, 4, 5, 6, 7, 8, 10, 15, 25, 50)  # 9 calls are Heun's alone
 _KINDS = (
     (False, "best solver alone", "a solver alone, in one spacing", "black", "0.8"),
     (True, "best jump", "jumps of one base, from one key", "tab:red", "lightcoral"),
@@ -111,7 +111,7 @@ def draw(result: Mapping[str, Any], figure: Any) -> None:
             told = [row[measure] for row in found]
             seen += [each["value"] for each in told]
             axis.errorbar(
-                [row["calls"] + 0.07 * jumps for row in found],
+                [row["calls"] * 1.01**jumps for row in found],
                 [each["value"] for each in told],
                 yerr=[[e["value"] - e["low"] for e in told], [e["high"] - e["value"] for e in told]],
                 color=color,
@@ -126,8 +126,13 @@ def draw(result: Mapping[str, Any], figure: Any) -> None:
         )
         better = "more" if measure in MORE_IS_BETTER else "less"
         axis.set(
-            xlabel="network calls", ylabel=f"{name} ({better} is better)", xlim=(_PLOTTED[0] - 0.3, _PLOTTED[-1] + 0.3)
+            xlabel="network calls",
+            ylabel=f"{name} ({better} is better)",
+            xscale="log",
+            xlim=(0.9 * _PLOTTED[0], 1.1 * _PLOTTED[-1]),
         )
+        axis.set_xticks(_PLOTTED, labels=_PLOTTED)
+        axis.minorticks_off()
         seen.append(full[measure]["value"])
         room = 0.3 * (max(seen) - min(seen))
         axis.set_ylim(max(0.0, min(seen) - room), max(seen) + room)

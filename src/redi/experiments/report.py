@@ -21,7 +21,7 @@ from redi.experiments.pareto_section import draw, pareto
 from redi.experiments.plots import plotted
 from redi.experiments.runner import EXPERIMENTS
 from redi.experiments.styles_section import styles_section
-from redi.experiments.subjects import Miniature
+from redi.experiments.subjects import subject_of
 from redi.results import write_file
 from redi.retrieval.weights import COMBINERS
 
@@ -73,8 +73,8 @@ def write_report(results: Path, page: Path, *, scale: str) -> str:
 
 
 def _subject(found: Sequence[Mapping[str, Any]], folder: Path) -> Mapping[str, str]:
-    """Return what the results are of; those that do not say are of the bundled model."""
-    of = {json.dumps(each.get("subject", Miniature().told()), sort_keys=True) for each in found}
+    """Return what the results are of."""
+    of = {json.dumps(subject_of(each), sort_keys=True) for each in found}
     if len(of) > 1:
         raise InputError(
             f"results of {len(of)} models, extractors or references in {folder}",

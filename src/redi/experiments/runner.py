@@ -28,6 +28,7 @@ from redi.experiments.sample_files import SHOWN, Samples
 from redi.experiments.sampling import Sampling
 from redi.experiments.studies import STUDIES, Claim, Study
 from redi.experiments.styles import run_styles
+from redi.experiments.subjects import subject_of
 from redi.identity import library_versions
 from redi.metrics import mean_interval
 from redi.results import write_json, write_picture
@@ -62,10 +63,13 @@ def run_study(
 
     Returns:
         What the JSON file holds.
+
+    Raises:
+        InputError: No row is called so, or the file is of another scale or model.
     """
     lpips = laboratory.subject.lpips
     scale, file = laboratory.scale, results / laboratory.scale.name / f"{study.name}.json"
-    earlier = json.loads(file.read_text()) if only != "*" and file.exists() else {"rows": [], "claims": []}
+    earlier = _earlier(study, laboratory, file, only)
     kept = {row["label"]: row for row in earlier["rows"] if not fnmatchcase(row["label"], only)}
     to_run = [sampling for sampling in study.samplings if sampling.label not in kept]
     tell(f"{study.name}: {laboratory.bill([study.full, *to_run])}")
@@ -120,6 +124,26 @@ def run_study(
     return result
 
 
+def _earlier(study: Study, laboratory: Laboratory, file: Path, only: str) -> dict[str, Any]:
+    """Return what is kept of an earlier run, before anything is run."""
+    if not any(fnmatchcase(sampling.label, only) for sampling in study.samplings):
+        raise InputError(
+            f"rows {only!r} of {study.name}", expected=f"a pattern of its labels, such as {study.samplings[-1].label!r}"
+        )
+    if only == "*" or not file.exists():
+        return {"rows": [], "claims": []}
+    found: dict[str, Any] = json.loads(file.read_text())
+    told = found["scale"], subject_of(found)
+    ours = asdict(laboratory.scale), laboratory.subject.told()
+    if told != tuple(json.loads(json.dumps(ours))):
+        raise InputError(
+            f"{file}, which is of {told}",
+            expected=f"results of {ours}, so that rows compare",
+            fix="another folder of results, or the whole study",
+        )
+    return found
+
+
 def _replicates(laboratory: Laboratory, sampling: Sampling) -> list[Samples]:
     return [laboratory.sample(sampling, replicate) for replicate in range(laboratory.scale.replicates)]
 
@@ -154,7 +178,8 @@ def _verdict(claim: Claim, study: Study, full: list[Samples], laboratory: Labora
 def _best(
     study: Study, rows: list[dict[str, Any]], full: list[Samples], laboratory: Laboratory, tell: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-    """Return how the best jump differs from the best solver alone, at each number of calls and in each measure."""
+    """Return how the best jump differs from the best solver alone, at each number of calls and in each measure; and how
+    that solver differs from the run in full, which says what room a jump has."""
     claims = []
     for calls, measure in itertools.product(FEW_CALLS, _TOLD):
         ours, alone = (best(rows, measure, calls, jumps=jumps) for jumps in (True, False))
@@ -162,7 +187,12 @@ def _best(
             claims.append((calls, Claim(ours["label"], alone["label"], measure)))
     compared = {label for _, claim in claims for label in (claim.ours, claim.rival)}
     tell(f"the best: {laboratory.bill([each for each in study.samplings if each.label in compared])}")
-    return [{"calls": calls, **_verdict(claim, study, full, laboratory)} for calls, claim in claims]
+    found = []
+    for calls, claim in claims:
+        alone = _verdict(Claim(claim.rival, study.full.label, claim.measure), study, full, laboratory)
+        room = {"difference": alone["difference"], "verdict": alone["verdict"]}
+        found.append({"calls": calls, **_verdict(claim, study, full, laboratory), "rival_against_full": room})
+    return found
 
 
 def _sheet(study: Study, laboratory: Laboratory, made: dict[str, list[Samples]]) -> Any:

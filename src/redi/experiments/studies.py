@@ -62,10 +62,22 @@ _THRESHOLDS = ((0.95, 10), (0.9, 8), (0.85, 6), (0.75, 4), (0.65, 2))
 """NIRVANA's, whose steps 25, 20, 15, 10 and 5 of 50 are these of 20."""
 _EVEN: dict[str, bool] = {}
 _KARRAS, _LOG_SNR, _TRAILING = {"use_karras_sigmas": True}, {"use_lu_lambdas": True}, {"timestep_spacing": "trailing"}
-SHORTEST_TRAILING, SHORT_TRAILING = (
-    replace(each, solver=replace(each.solver, settings=tuple(_TRAILING.items()))) for each in (SHORTEST, SHORT)
+
+
+def _trailing(recording: Recording) -> Recording:
+    return replace(recording, solver=replace(recording.solver, settings=tuple(_TRAILING.items())))
+
+
+SHORTEST_TRAILING, SHORT_TRAILING = _trailing(SHORTEST), _trailing(SHORT)
+_SIX = Recording(Solver("dpm", 6), (2,), (3, 4))
+_BETWEEN = (
+    _SIX,
+    _trailing(_SIX),
+    _trailing(Recording(Solver("dpm", 7), (3,), (4, 5))),
+    _trailing(Recording(Solver("dpm", 8), (3,), (4, 5))),
 )
-_FEW = (3, 4, 5, 6, 7, 8, 10)
+"""Jumps of one step or two, for as many calls as are more than 5 steps leave and fewer than 10 do."""
+_FEW, _MANY = (3, 4, 5, 6, 7, 8, 10), (15, 25)
 
 
 def table1() -> Study:
@@ -131,11 +143,13 @@ def rivals() -> Study:
     )
     plains = [plain("dpm", calls, **spacing) for spacing in spacings for calls in _FEW]
     plains += [plain("unipc", calls, **spacing) for spacing in (_EVEN, _KARRAS) for calls in _FEW]
-    plains += [plain(name, calls) for name in ("ddim", "euler", "deis") for calls in _FEW]
+    plains += [plain(name, calls) for name in ("ddim", "euler", "deis") for calls in (*_FEW, *_MANY)]
+    plains += [plain(name, calls) for name in ("dpm", "unipc") for calls in _MANY]
+    plains += [plain(name, 50) for name in ("dpm", "ddim")]  # what more calls come to, of the best and the simplest
     plains += [plain("dpm", calls, solver_order=3) for calls in _FEW]
     # What they cost besides: PNDM one call more than its steps, Heun nearly twice as many.
-    plains += [plain("pndm", calls - 1) for calls in _FEW[1:]]
-    plains += [plain("heun", (calls + 1) // 2) for calls in (3, 5, 7, 9)]
+    plains += [plain("pndm", calls - 1) for calls in (*_FEW[1:], *_MANY)]
+    plains += [plain("heun", (calls + 1) // 2) for calls in (3, 5, 7, 9, *_MANY)]
     jumps = []
     for spacing in (_EVEN, _LOG_SNR):
         recording = Recording(Solver("dpm", 10, tuple(spacing.items())), (1, 2), (3, 5, 6, 7, 8))
@@ -145,6 +159,8 @@ def rivals() -> Study:
         for key_step, value_steps in ((1, (4, 5, 6, 7, 8)), (2, (4, 6, 7, 8, 9)), (3, (5, 7, 8, 9))):
             jumps += [redi(short, key_step, v, weights="kriging") for v in value_steps]
         jumps += [redi(shortest, k, v, weights="kriging") for k, v in ((2, 3), (1, 3), (2, 4), (1, 4))]
+    for recording in _BETWEEN:
+        jumps += [redi(recording, recording.key_steps[0], v, weights="kriging") for v in recording.value_steps]
     return Study("rivals", "Few calls: ReDi and solvers alone", (full, *plains, *jumps), full, plot=True)
 
 

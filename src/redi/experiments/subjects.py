@@ -309,6 +309,12 @@ class Coco:
         return [found[place] for place in np.random.default_rng(seed).permutation(len(found))[:count]]
 
 
+def subject_of(result: Mapping[str, Any]) -> Mapping[str, str]:
+    """Return what a result is of; one that does not say is of the bundled model."""
+    told: Mapping[str, str] = result.get("subject", Miniature().told())
+    return told
+
+
 def _one_of_each(by_image: Mapping[Any, Sequence[str]]) -> list[str]:
     """Return one caption of each image, the first that no image before it gave."""
     seen: dict[str, str] = {}
