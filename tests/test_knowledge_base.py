@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import time
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -339,3 +341,15 @@ def test_a_base_can_be_moved(base: KnowledgeBase, tmp_path: Path) -> None:
     shutil.copytree(base.path, tmp_path / "elsewhere")
     shutil.rmtree(base.path)
     check_contents(KnowledgeBase.open(tmp_path / "elsewhere"), 4)
+
+
+def test_a_process_that_was_forked_while_building_does_not_keep_the_lock(base: KnowledgeBase) -> None:
+    with base.lock():
+        forked = get_context("fork").Process(target=time.sleep, args=(60,))
+        forked.start()
+    try:
+        with KnowledgeBase.open(base.path).lock():
+            pass
+    finally:
+        forked.kill()
+        forked.join()

@@ -168,6 +168,7 @@ class BuilderLock:
                 yield True
             finally:
                 self._depth = 0
+                fcntl.flock(descriptor, fcntl.LOCK_UN)  # a process forked meanwhile has the descriptor too
                 os.close(descriptor)
         finally:
             self._thread.release()
