@@ -64,8 +64,8 @@ def fewer_steps(rivals: dict[str, Any]) -> list[str]:
     """Return the lines about the rival that everybody has: fewer steps."""
     pictures = next(row["n"] for row in rivals["rows"] if row["label"] == rivals["full"])
     return [
-        f"Against simply fewer steps ([`redi experiments run rivals`](docs/results.md), the bundled model, {pictures} "
-        f"pictures a point): {against_fewer_steps({'rivals': rivals})}.",
+        f"The rival that everybody has is fewer steps ([measured](docs/results.md) on {pictures} pictures a point of "
+        f"the bundled model): {against_fewer_steps({'rivals': rivals})}.",
         "",
         "![The best jump and the best solver alone, by network calls](docs/images/results-rivals.png)",
         "",
