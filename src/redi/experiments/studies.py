@@ -145,7 +145,9 @@ def rivals() -> Study:
     plains += [plain("unipc", calls, **spacing) for spacing in (_EVEN, _KARRAS) for calls in _FEW]
     plains += [plain(name, calls) for name in ("ddim", "euler", "deis") for calls in (*_FEW, *_MANY)]
     plains += [plain(name, calls) for name in ("dpm", "unipc") for calls in _MANY]
-    plains += [plain(name, 50) for name in ("dpm", "ddim")]  # what more calls come to, of the best and the simplest
+    # What more calls come to, of the simplest and of the best in its best spacing.
+    plains += [plain(name, 50) for name in ("dpm", "ddim")]
+    plains += [plain("dpm", calls, **_TRAILING) for calls in (*_MANY, 50)]
     plains += [plain("dpm", calls, solver_order=3) for calls in _FEW]
     # What they cost besides: PNDM one call more than its steps, Heun nearly twice as many.
     plains += [plain("pndm", calls - 1) for calls in (*_FEW[1:], *_MANY)]
