@@ -99,8 +99,9 @@ def against_fewer_steps(results: Results) -> str:
     room = f"with {_listed(short)} calls only" if short else "with none of these"
     return (
         f"the best jump against the best solver alone with as many calls, on the same pictures: {'; '.join(told)} "
-        "(even: the interval of the difference holds zero). Where it is behind, fewer steps of a well-spaced solver are the "
-        "better buy on this model, which a few steps already serve: in faithfulness the best solver alone is behind "
+        "(even: the interval of the difference holds zero). Where it is behind, fewer steps of a well-spaced solver "
+        "are the better buy on this model, which a few steps already serve: in faithfulness the best solver alone is "
+        "behind "
         f"{results['rivals']['full']} {room}, and elsewhere leaves no room"
     )
 
