@@ -213,10 +213,7 @@ def test_entries_that_only_the_copy_holds_are_set_aside(address: str) -> None:
 def test_a_reader_sees_what_another_machine_added_after_a_while(
     address: str, on: OnMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base = create(address)
-    on("second")
-    reader = KnowledgeBase.open(address)
-    base.add_unit(0, unit_batch(0))
+    reader = _behind(address, on)
     assert len(reader.current()) == 0
     monkeypatch.setattr(mirror, "LOOK_AGAIN", 0.0)
     stock, slow = Bucket.download, threading.Event()
@@ -243,10 +240,7 @@ def test_a_reader_sees_what_another_machine_added_after_a_while(
 def test_what_a_look_has_fetched_is_not_fetched_again(
     address: str, on: OnMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base = create(address)
-    on("second")
-    reader = KnowledgeBase.open(address)
-    base.add_unit(0, unit_batch(0))
+    reader = _behind(address, on)
     monkeypatch.setattr(mirror, "LOOK_AGAIN", 0.0)
     stock, fetched = Bucket.download, []
     monkeypatch.setattr(Bucket, "download", lambda *each: (fetched.append(each[1].object), stock(*each)))
@@ -387,6 +381,15 @@ def test_machines_that_grow_one_base_lose_nothing(
     wanted = sorted(f"prompt {unit}/{slot}" for unit in range(10) for slot in range(ROWS))
     assert sorted(base.prompts(range(len(base)))) == wanted
     assert base.verify().clean
+
+
+def _behind(address: str, on: OnMachine) -> KnowledgeBase:
+    """Return a base as a second machine opened it, before the first added a unit."""
+    base = create(address)
+    on("second")
+    reader = KnowledgeBase.open(address)
+    base.add_unit(0, unit_batch(0))
+    return reader
 
 
 def _looked(base: KnowledgeBase) -> KnowledgeBase:

@@ -101,8 +101,7 @@ def against_fewer_steps(results: Results) -> str:
         f"the best jump against the best solver alone with as many calls, on the same pictures: {'; '.join(told)} "
         "(even: the interval of the difference holds zero). Where it is behind, fewer steps of a well-spaced solver "
         "are the better buy on this model, which a few steps already serve: in faithfulness the best solver alone is "
-        "behind "
-        f"{results['rivals']['full']} {room}, and elsewhere leaves no room"
+        f"behind {results['rivals']['full']} {room}, and elsewhere leaves no room"
     )
 
 

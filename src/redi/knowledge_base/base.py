@@ -198,7 +198,7 @@ class KnowledgeBase(Reader):
         """Be the only builder; what an earlier one left behind when it was killed is put in order first.
 
         Args:
-            wait: Seconds to wait for another builder to end.
+            wait: Seconds to wait for another builder to end; for a base in a bucket at least :data:`A_MOMENT`.
 
         Raises:
             KnowledgeBaseError: Another builder works on this base.

@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -168,8 +168,7 @@ class BuilderLock:
                 yield True
             finally:
                 self._depth = 0
-                fcntl.flock(descriptor, fcntl.LOCK_UN)  # a process forked meanwhile has the descriptor too
-                os.close(descriptor)
+                _let_go(descriptor)
         finally:
             self._thread.release()
 
@@ -211,6 +210,13 @@ def _flock(descriptor: int, deadline: float) -> None:
             time.sleep(0.01)
 
 
+def _let_go(descriptor: int) -> None:
+    """Unlock and close; a process that was forked meanwhile has the descriptor too, and would keep the lock."""
+    with suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
+
+
 def holder_of(path: Path) -> str | None:
     """Return who holds a builder's lock ("process 7 on host"), None if it is free; takes it for no longer than a look.
 
@@ -228,5 +234,5 @@ def holder_of(path: Path) -> str | None:
     except OSError:
         return os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "an unknown process"
     finally:
-        os.close(descriptor)
+        _let_go(descriptor)
     return None

@@ -141,7 +141,7 @@ class Mirror:
             known, head = self._head, self.bucket.head(self._head)
             if head is None or head is not known:
                 if head and known:
-                    self._fetch([each for name, each in head.files.items() if known.files.get(name) != each])
+                    self._fetch([each for name, each in _shared(head).items() if known.files.get(name) != each])
                 self.update()
         except Exception as error:
             self._failed = error
@@ -198,8 +198,7 @@ class Mirror:
         """
         if self._within:
             return change()
-        turn = Turn(self.bucket)
-        with turn:
+        with Turn(self.bucket) as turn:
             for attempt in range(_TRIES):
                 turn.wait(ask=attempt >= _PATIENCE)
                 published, made = self._tried(change, reload, check)
@@ -247,7 +246,7 @@ class Mirror:
                 expected="one that redi put there",
                 fix="check the address, or build it (redi build --out with that address)",
             )
-        here, files = self._hashed(), {name: each for name, each in head.files.items() if _is_shared(name)}
+        here, files = self._hashed(), _shared(head)
         wanted = sorted((name for name in files if here.get(name) != files[name].hash), key=_late)
         stale = sorted(here.keys() - files.keys(), key=_late, reverse=True)
         if wanted or stale:
@@ -368,6 +367,10 @@ def _at_once(work: Callable[[str], Changed], names: Collection[str]) -> list[Cha
 def _stamp(path: Path) -> tuple[int, int, int]:
     found = path.stat()
     return found.st_size, found.st_mtime_ns, found.st_ino
+
+
+def _shared(head: Head) -> dict[str, StoredFile]:
+    return {name: each for name, each in head.files.items() if _is_shared(name)}
 
 
 def _is_shared(name: str) -> bool:
