@@ -41,7 +41,6 @@ STUDY = Study(
     (Claim(JUMP.label, SHORT.label, "frechet"), Claim(JUMP.label, JUMP.label, "at_value")),
     plot=True,
     at_value=True,
-    diversity=True,
 )
 
 
@@ -73,7 +72,9 @@ def test_calls_are_counted_and_samplings_start_from_the_same_noises(laboratory: 
 
 def test_a_sampling_that_is_there_is_not_run_again(laboratory: Laboratory, results: Path) -> None:
     assert laboratory.cost([FULL, SHORT, JUMP]) == Cost(0, 0)
+    assert laboratory.cost([FULL, SHORT, JUMP], diversity=True) == Cost(0, 0)
     assert laboratory.cost([plain("dpm", 5)]).calls == 5 * 4 * 2
+    assert laboratory.cost([plain("dpm", 5)], diversity=True).calls == 5 * (4 + 1 * 2) * 2, "one prompt, both noises"
     other = replace(laboratory, scale=replace(TINY, prompts=5))
     assert other.cost([FULL]).calls == 6 * 5 * 2, "another scale's samples are other samples"
 
@@ -223,7 +224,7 @@ def test_the_report_is_the_same_bytes_for_the_same_results(results: Path, tmp_pa
     plots = [(tmp_path / name / "images" / "results-tiny.svg").read_bytes() for name in ("one", "two")]
     assert plots[0] == plots[1]
     assert "| ReDi dpm-6 2->4 least-squares H=2 | 4 |" in pages[0]
-    assert "from full | kernel | abstained | seconds | x_v apart | diversity |" in pages[0]
+    assert "from full | pixels | diversity | kernel | abstained | seconds | x_v apart |" in pages[0]
     with pytest.raises(InputError, match="no results"):
         write_report(tmp_path / "nothing", tmp_path / "results.md", scale="tiny")
 
@@ -287,7 +288,7 @@ def test_rows_that_miss_a_measure_say_so(results: Path, tmp_path: Path) -> None:
     (tmp_path / "tiny" / "tiny.json").write_text(json.dumps(found))
     page = write_report(tmp_path, tmp_path / "results.md", scale="tiny")
     jump = next(line for line in page.splitlines() if line.startswith(f"| {JUMP.label} | 4 |"))
-    assert jump.endswith("| — | — | — | — |")
+    assert jump.endswith(" | — | — | — | — | — |")
 
 
 def _samples(right: np.ndarray, features: np.ndarray) -> list[Samples]:

@@ -49,7 +49,6 @@ STUDY = Study(
     FULL,
     (Claim(JUMP.label, TEXT.label, "faithfulness"), Claim(JUMP.label, TEXT.label, "at_value")),
     at_value=True,
-    diversity=True,
 )
 WORDS = ("cat", "dog", "horse", "boat", "tree", "house", "cup", "hat")
 

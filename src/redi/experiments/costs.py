@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from redi.experiments.sampling import PAPER, SMALL, Recording, Sampling, Scale
 from redi.experiments.studies import STUDIES, Study
 
-There = Callable[[Sampling | Recording, int], bool]
+There = Callable[[str, Sampling | Recording, int], bool]
 
 _SD15_LATENT, _MINIATURE_LATENT = 4 * 64 * 64, 4 * 16 * 16
 _BYTES = 2
@@ -36,24 +36,32 @@ class Cost:
         return self.latents * numbers * _BYTES / 1e9
 
 
-def cost(samplings: Sequence[Sampling], scale: Scale, *, there: There = lambda what, replicate: False) -> Cost:
+def cost(
+    samplings: Sequence[Sampling],
+    scale: Scale,
+    *,
+    diversity: bool = False,
+    there: There = lambda kind, what, replicate: False,
+) -> Cost:
     """Return what the samplings and the bases that they need take at a scale.
 
     Args:
         samplings: Each is run once for every replicate, however often it is named.
         scale: How large the study is.
-        there: Whether a replicate's samples or base are there already.
+        diversity: Whether that is measured too.
+        there: Whether a replicate's "samples" or "diversity" of a sampling, or "bases" of a recording, are there.
     """
     calls, bases = 0, set()
     for sampling in dict.fromkeys(samplings):
         for replicate in range(scale.replicates):
-            if there(sampling, replicate):
-                continue
             jump = sampling.jump
-            steps = sampling.solver.steps - (jump.value_step - jump.key_step if jump else 0)
-            calls += steps * scale.prompts
+            pictures = scale.prompts * (not there("samples", sampling, replicate))
+            pictures += scale.spread * (diversity and not there("diversity", sampling, replicate))
+            if not pictures:
+                continue
+            calls += pictures * (sampling.solver.steps - (jump.value_step - jump.key_step if jump else 0))
             recorded = jump and replace(jump.recording, values="float16")
-            if recorded and not there(recorded, replicate):
+            if recorded and not there("bases", recorded, replicate):
                 bases.add((recorded, replicate))
     latents = 0
     for recording, _ in bases:
@@ -76,7 +84,7 @@ def page() -> str:
 
 
 def _row(study: Study) -> str:
-    small, paper = (cost([study.full, *study.samplings], scale) for scale in (SMALL, PAPER))
+    small, paper = (cost([study.full, *study.samplings], scale, diversity=True) for scale in (SMALL, PAPER))
     cells = (
         f"`{study.name}`",
         f"{small.calls:,}",

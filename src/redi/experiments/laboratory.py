@@ -36,7 +36,12 @@ from redi.plan import Plan
 from redi.results import write_json
 from redi.retrieval.weights import LeastSquares, combiner
 
-_DIVERSE = 8
+_KEPT = {
+    "samples": ("samples", "samples.npz"),
+    "diversity": ("samples", "diversity.npy"),
+    "bases": ("bases", "manifest.json"),
+}
+"""The folder of what is kept, and the file that is there when it is whole."""
 _PART = 512
 """Prompts that are run between two files: what an interruption costs at most."""
 
@@ -139,12 +144,12 @@ class Laboratory:
         return np.asarray(np.load(path), np.float64)
 
     def diversity(self, sampling: Sampling, replicate: int) -> NDArray[np.float64]:
-        """Return how far apart the pictures of one prompt from all noises are, for every eighth prompt: the mean
-        distance (n) of their features, of all pairs."""
+        """Return how far apart the pictures of one prompt from all noises are, for some prompts: the mean distance (n)
+        of their features, of all pairs."""
         path = self._folder("samples", sampling, replicate) / "diversity.npy"
         if not path.exists():
-            count = self.scale.noises
-            prompts = [prompt for prompt in list(self.prompts(replicate))[::_DIVERSE] for _ in range(count)]
+            count, asked = self.scale.noises, list(self.prompts(replicate))
+            prompts = [asked[place] for place in self.scale.diverse for _ in range(count)]
             pictures, *_ = self._run(sampling, replicate, prompts, list(range(count)) * (len(prompts) // count))
             features = self.subject.features(pictures)
             features = features.reshape(-1, count, 1, features.shape[1])
@@ -194,18 +199,18 @@ class Laboratory:
             write_array(path, np.concatenate(found))
         return Reference(np.load(path))
 
-    def cost(self, samplings: Sequence[Sampling]) -> Cost:
+    def cost(self, samplings: Sequence[Sampling], *, diversity: bool = False) -> Cost:
         """Return what is still to be run for the samplings."""
 
-        def there(what: Sampling | Recording, replicate: int) -> bool:
-            kind, name = ("samples", "samples.npz") if isinstance(what, Sampling) else ("bases", "manifest.json")
-            return (self._folder(kind, what, replicate) / name).exists()
+        def there(kind: str, what: Sampling | Recording, replicate: int) -> bool:
+            folder, name = _KEPT[kind]
+            return (self._folder(folder, what, replicate) / name).exists()
 
-        return cost(samplings, self.scale, there=there)
+        return cost(samplings, self.scale, diversity=diversity, there=there)
 
-    def bill(self, samplings: Sequence[Sampling]) -> str:
+    def bill(self, samplings: Sequence[Sampling], *, diversity: bool = False) -> str:
         """Return :meth:`cost` in words."""
-        found, shape = self.cost(samplings), self.subject.latent_shape
+        found, shape = self.cost(samplings, diversity=diversity), self.subject.latent_shape
         kept = found.gigabytes(int(np.prod(shape)))
         return f"{found.calls:,} network calls of one picture to make, {kept:.2g} GB of bases to keep"
 

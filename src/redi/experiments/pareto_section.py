@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from redi.experiments.quality import FEW_CALLS, MORE_IS_BETTER, Row, best, loss
+from redi.experiments.quality import COMPARED_CALLS, MORE_IS_BETTER, Row, best, loss
 from redi.experiments.sampling import settings_told
 
 _MEASURES = (("frechet", "Frechet", ".2f"), ("faithfulness", "faithful", ".1%"), ("closeness", "from full", ".2f"))
@@ -36,7 +36,7 @@ def pareto(result: Mapping[str, Any]) -> list[str]:
         f"| calls | {heads} |",
         "| ---: |" + " --- | --- | --- |" * len(_MEASURES),
     ]
-    for calls in FEW_CALLS:
+    for calls in COMPARED_CALLS:
         cells = []
         for measure, _, form in _MEASURES:
             verdict = found.get((calls, measure), "")

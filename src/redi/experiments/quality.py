@@ -24,7 +24,7 @@ Places = NDArray[np.intp]
 Row = Mapping[str, Any]
 MEASURES = ("frechet", "kernel", "faithfulness", "closeness", "pixels")
 MORE_IS_BETTER = {"faithfulness"}
-FEW_CALLS = range(3, 11)
+COMPARED_CALLS = (*range(3, 11), 15, 25)
 """Numbers of calls at which the best jump is compared with the best solver alone."""
 _ATTRIBUTES = {"faithfulness": "all", "objects": "objects"}
 

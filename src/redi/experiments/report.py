@@ -33,10 +33,11 @@ again.
 
 Everything is of {model}, held-out prompts, several noise banks. *Frechet* is the Frechet distance to {reference} in the
 features of {extractor} (resized: {resize}), *faithful* {score}, *from full* the mean distance of these features to the
-run in full from the same noise, *kernel* the kernel distance to the same pictures, *abstained* the share of pictures
-that did not jump, *seconds* wall-clock per picture with everything but loading, on whatever machine ran the study and
-with what else it did then, *x_v apart* the distance between the latents that a jump goes to and those of that run,
-*diversity* the mean distance of features between pictures of one prompt from several noises.
+run in full from the same noise, *pixels* the root mean square of their difference, of 1, *diversity* the mean distance
+of features between pictures of one prompt from several noises, *kernel* the kernel distance to the same pictures,
+*abstained* the share of pictures that did not jump, *seconds* wall-clock per picture with everything but loading, on
+whatever machine ran the study and with what else it did then, *x_v apart* the distance between the latents that a jump
+goes to and those of that run.
 Frechet distances of different numbers of pictures, or of another extractor, do not
 compare: the paper's are FID of Inception features of 4,000 pictures of Stable Diffusion 1.5 on COCO. Brackets are 95 %
 bootstrap intervals over prompts.
@@ -133,19 +134,20 @@ def _earlier_rules(result: Mapping[str, Any]) -> list[str]:
 
 def _table(result: Mapping[str, Any]) -> list[str]:
     paper = result["paper"]
-    apart, spread, looks = (any(name in row for row in result["rows"]) for name in ("at_value", "diversity", "lpips"))
+    apart, looks = (any(name in row for row in result["rows"]) for name in ("at_value", "lpips"))
     names = [
         "sampling",
         "calls",
         "Frechet",
         "faithful",
         "from full",
+        "pixels",
         *(["LPIPS"] if looks else []),
+        "diversity",
         "kernel",
         "abstained",
         "seconds",
         *(["x_v apart"] if apart else []),
-        *(["diversity"] if spread else []),
         *(["paper's FID"] if paper else []),
     ]
     lines = [f"| {' | '.join(names)} |", "| --- |" + " ---: |" * (len(names) - 1)]
@@ -156,12 +158,13 @@ def _table(result: Mapping[str, Any]) -> list[str]:
             _measured(row, "frechet", ".2f"),
             _measured(row, "faithfulness", ".1%"),
             _measured(row, "closeness", ".2f"),
+            _measured(row, "pixels", ".3f"),
             *([_measured(row, "lpips", ".3f")] if looks else []),
+            _measured(row, "diversity", ".2f"),
             _measured(row, "kernel", ".2f"),
             f"{1 - row['jumped']:.0%}" if row["sampling"]["jump"] and "jumped" in row else _NOTHING,
             f"{row['seconds']:.2f}" if "seconds" in row else _NOTHING,
             *([_measured(row, "at_value", ".2f")] if apart else []),
-            *([_measured(row, "diversity", ".2f")] if spread else []),
             *([f"{paper[row['label']]:.3f}" if row["label"] in paper else ""] if paper else []),
         ]
         lines.append(f"| {' | '.join(cells)} |")

@@ -23,7 +23,7 @@ from redi.experiments.estimates import run_estimates
 from redi.experiments.figure6 import FIGURES, run_figure6
 from redi.experiments.gate import run_gate
 from redi.experiments.laboratory import Laboratory
-from redi.experiments.quality import FEW_CALLS, MORE_IS_BETTER, best, difference, figures
+from redi.experiments.quality import COMPARED_CALLS, MORE_IS_BETTER, best, difference, figures
 from redi.experiments.sample_files import SHOWN, Samples
 from redi.experiments.sampling import Sampling
 from redi.experiments.studies import STUDIES, Claim, Study
@@ -72,7 +72,7 @@ def run_study(
     earlier = _earlier(study, laboratory, file, only)
     kept = {row["label"]: row for row in earlier["rows"] if not fnmatchcase(row["label"], only)}
     to_run = [sampling for sampling in study.samplings if sampling.label not in kept]
-    tell(f"{study.name}: {laboratory.bill([study.full, *to_run])}")
+    tell(f"{study.name}: {laboratory.bill([study.full, *to_run], diversity=True)}")
     full = _replicates(laboratory, study.full)
     made: dict[str, list[Samples]] = {study.full.label: full}
     rows = []
@@ -85,7 +85,7 @@ def run_study(
         found = figures(samples, full, laboratory.reference, lpips=lpips)
         if study.at_value and sampling.jump is not None:
             found["at_value"] = asdict(mean_interval(_at_value(laboratory, sampling)))
-        if study.diversity and scale.noises > 1:
+        if scale.spread:
             spread = [laboratory.diversity(sampling, replicate) for replicate in range(scale.replicates)]
             found["diversity"] = asdict(mean_interval(np.concatenate(spread)))
         rule = {"rule": repr(combiner(sampling.jump.weights))} if sampling.jump else {}
@@ -181,7 +181,7 @@ def _best(
     """Return how the best jump differs from the best solver alone, at each number of calls and in each measure; and how
     that solver differs from the run in full, which says what room a jump has."""
     claims = []
-    for calls, measure in itertools.product(FEW_CALLS, _TOLD):
+    for calls, measure in itertools.product(COMPARED_CALLS, _TOLD):
         ours, alone = (best(rows, measure, calls, jumps=jumps) for jumps in (True, False))
         if ours and alone:
             claims.append((calls, Claim(ours["label"], alone["label"], measure)))

@@ -156,6 +156,16 @@ class Scale:
     replicates: int
     reference: int = 4000
 
+    @property
+    def diverse(self) -> range:
+        """Places of the prompts whose pictures from every noise are compared: every eighth, where there are several."""
+        return range(0, self.prompts if self.noises > 1 else 0, 8)
+
+    @property
+    def spread(self) -> int:
+        """Pictures of a replicate that are made for that."""
+        return len(self.diverse) * self.noises
+
 
 TOY = Scale("toy", prompts=24, entries=96, noises=2, replicates=1, reference=400)
 SMALL = Scale("small", prompts=200, entries=2000, noises=4, replicates=3)

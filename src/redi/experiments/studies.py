@@ -39,7 +39,6 @@ class Study:
         paper: What the paper reports (FID on COCO with Stable Diffusion 1.5), by label.
         plot: Whether to draw measures over calls.
         at_value: Whether to measure how far a jump's x_v is from that of the run in full.
-        diversity: Whether to measure how far apart the pictures of one prompt from several noises are.
     """
 
     name: str
@@ -50,7 +49,6 @@ class Study:
     paper: Mapping[str, float] = field(default_factory=dict)
     plot: bool = False
     at_value: bool = False
-    diversity: bool = False
 
 
 PNDM = Recording(Solver("pndm", 50), (10,), (20, 30, 40))
@@ -77,6 +75,8 @@ _BETWEEN = (
     _trailing(Recording(Solver("dpm", 8), (3,), (4, 5))),
 )
 """Jumps of one step or two, for as many calls as are more than 5 steps leave and fewer than 10 do."""
+_LONG = (DPM, _trailing(DPM), _trailing(Recording(Solver("dpm", 28), (5,), (8,))))
+"""Jumps of more calls than those of short bases."""
 _FEW, _MANY = (3, 4, 5, 6, 7, 8, 10), (15, 25)
 
 
@@ -114,7 +114,6 @@ def table2() -> Study:
         plains[-1],
         _no_worse(jumps[2, 15], plains[3]) + _no_worse(kriged[0], plains[3]),
         reported,
-        diversity=True,
     )
 
 
@@ -161,7 +160,7 @@ def rivals() -> Study:
         for key_step, value_steps in ((1, (4, 5, 6, 7, 8)), (2, (4, 6, 7, 8, 9)), (3, (5, 7, 8, 9))):
             jumps += [redi(short, key_step, v, weights="kriging") for v in value_steps]
         jumps += [redi(shortest, k, v, weights="kriging") for k, v in ((2, 3), (1, 3), (2, 4), (1, 4))]
-    for recording in _BETWEEN:
+    for recording in (*_BETWEEN, *_LONG):
         jumps += [redi(recording, recording.key_steps[0], v, weights="kriging") for v in recording.value_steps]
     return Study("rivals", "Few calls: ReDi and solvers alone", (full, *plains, *jumps), full, plot=True)
 
