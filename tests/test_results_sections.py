@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from redi.experiments.claims_section import claims_section
 from redi.experiments.defaults_section import defaults_section
 from redi.experiments.pareto_section import pareto
 from redi.retrieval import DEFAULT_WEIGHTS
@@ -73,3 +74,29 @@ def test_lines_follow_the_results_and_say_what_is_not_measured() -> None:
     other["faithfulness"]["value"] = 0.123
     assert "12.3% faithful" in defaults_section(results)
     assert defaults_section({}).count("not measured here (`redi experiments run ") == page.count("\n- **")
+
+
+def test_what_was_claimed_is_told_with_whether_it_holds() -> None:
+    def holds(results: dict[str, Any], claim: str) -> str:
+        (line,) = (line for line in claims_section(results).splitlines() if claim in line)
+        return line.split(" | ")[-1].removesuffix(" |")
+
+    results = {file.stem: json.loads(file.read_text()) for file in RESULTS.glob("*.json")}
+    table = results["table2"]
+    ours, rival = "ReDi dpm-20 5->15 least-squares H=2 (10 calls)", "dpm-17"
+    assert holds(results, f"| {ours} is no worse than {rival}") == "no"
+    of_it = [claim for claim in table["claims"] if f"{claim['ours']} (10 calls)" == ours]
+    of_it[0]["verdict"] = "no difference"
+    assert holds(results, f"| {ours} is no worse than {rival}") == f"in 1 of {len(of_it)}"
+    for claim in of_it:
+        claim["verdict"] = "better"
+    assert holds(results, f"| {ours} is no worse than {rival}") == "yes"
+
+    results = {"rivals": RESULT}
+    assert holds(results, "as good as the run in full") == "no"
+    assert holds(results, "beats the best solver alone in Frechet") == "no", "worse with 8 calls"
+    assert holds({"rivals": {**RESULT, "best": [best(4, "frechet", "better")]}}, "solver alone in Frechet") == "yes"
+    assert holds(results, "times as many, in Frechet") == "in 1 of 3"
+    assert holds(results, "times as many, in faithful") == "no"
+    assert "Why not" not in claims_section({}), "nothing was measured"
+    assert claims_section({}).count("not measured here (`redi experiments run ") == 5

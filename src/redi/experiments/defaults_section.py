@@ -44,7 +44,8 @@ def _neighbors(results: Results) -> str:
             errors.setdefault(row["estimator"].removeprefix("kriging, "), []).append(row["error"]["value"])
     told = "; ".join(f"{name} {sum(found) / len(found):.3f}" for name, found in errors.items())
     return (
-        f"the mean distance to the prompt's own x_v, as a share of the noise's mean's: {told or 'not among the rows'}"
+        f"the mean distance to the prompt's own x_v, as a share of the noise's mean's: {told or 'not among the rows'}; "
+        "more are a little nearer, and each of them is read from the base for every picture"
     )
 
 

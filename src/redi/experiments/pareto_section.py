@@ -9,7 +9,7 @@ from redi.experiments.quality import COMPARED_CALLS, MORE_IS_BETTER, Row, best, 
 from redi.experiments.sampling import settings_told
 
 _MEASURES = (("frechet", "Frechet", ".2f"), ("faithfulness", "faithful", ".1%"), ("closeness", "from full", ".2f"))
-_REACHED, _GOAL = (6, 8, 10), 8
+REACHED, _GOAL = (6, 8, 10), 8
 _VERDICTS = {"no difference": "even"}
 _PLOTTED = (2, 3, 4, 5, 6, 7, 8, 10, 15, 25, 50)  # 9 calls are Heun's alone
 _KINDS = (
@@ -50,9 +50,15 @@ def pareto(result: Mapping[str, Any]) -> list[str]:
         + " |",
         "| ---: |" + " ---: |" * len(_MEASURES),
     ]
-    for calls in _REACHED:
+    for calls in REACHED:
         lines.append(f"| {calls} calls | {' | '.join(_fewest(rows, measure, calls) for measure, _, _ in _MEASURES)} |")
-    return [*lines, "", _as_good_as_the_full(result)]
+    enough = as_good_as_the_full(result)
+    told = "; ".join(f"{row['label'].removeprefix('ReDi ')} ({row['calls']:.4g} calls)" for row in enough)
+    said = (
+        f"Jumps of at most {_GOAL} calls within 3 % of the Frechet distance of {result['full']}'s pictures and within "
+        f"3 points of their faithfulness: {told or 'none'}."
+    )
+    return [*lines, "", said]
 
 
 def _told(row: Row | None, measure: str, form: str) -> str:
@@ -60,21 +66,26 @@ def _told(row: Row | None, measure: str, form: str) -> str:
 
 
 def _fewest(rows: Sequence[Row], measure: str, calls: int) -> str:
-    """Return the fewest calls with which a jump is at least as good as the best solver alone with so many."""
-    alone = best(rows, measure, calls, jumps=False)
-    if alone is None:
+    if best(rows, measure, calls, jumps=False) is None:
         return ""
+    fewest = fewest_calls(rows, measure, calls)
+    return "none of these" if fewest is None else f"{fewest:.4g} ({fewest / calls:.2f})"
+
+
+def fewest_calls(rows: Sequence[Row], measure: str, calls: int) -> float | None:
+    """Return the fewest calls with which a jump is at least as good as the best solver alone with so many, if any."""
+    alone = best(rows, measure, calls, jumps=False)
     jumps = [row for row in rows if row["sampling"]["jump"] is not None]
-    enough = [row["calls"] for row in jumps if loss(row, measure) <= loss(alone, measure)]
-    return f"{min(enough):.4g} ({min(enough) / calls:.2f})" if enough else "none of these"
+    enough = [row["calls"] for row in jumps if alone and loss(row, measure) <= loss(alone, measure)]
+    return min(enough, default=None)
 
 
-def _as_good_as_the_full(result: Mapping[str, Any]) -> str:
-    """Return a sentence: which jumps of few calls are within 3 % of the full run's Frechet distance and within 3 points
-    of its faithfulness."""
+def as_good_as_the_full(result: Mapping[str, Any]) -> list[Row]:
+    """Return the rows of jumps of few calls that are within 3 % of the full run's Frechet distance and within 3 points
+    of its faithfulness, those of fewest calls first."""
     rows = result["rows"]
     full = next(row for row in rows if row["label"] == result["full"])
-    enough = [
+    return [
         row
         for row in sorted(rows, key=lambda row: row["calls"])
         if row["sampling"]["jump"] is not None
@@ -82,11 +93,6 @@ def _as_good_as_the_full(result: Mapping[str, Any]) -> str:
         and row["frechet"]["value"] <= 1.03 * full["frechet"]["value"]
         and row["faithfulness"]["value"] >= full["faithfulness"]["value"] - 0.03
     ]
-    told = "; ".join(f"{row['label'].removeprefix('ReDi ')} ({row['calls']:.4g} calls)" for row in enough)
-    return (
-        f"Jumps of at most {_GOAL} calls within 3 % of the Frechet distance of {full['label']}'s pictures and within 3 "
-        f"points of their faithfulness: {told or 'none'}."
-    )
 
 
 def draw(result: Mapping[str, Any], figure: Any) -> None:

@@ -13,6 +13,7 @@ from redi.errors import InputError
 from redi.experiments.bank_section import bank_section
 from redi.experiments.bound_section import bound_section
 from redi.experiments.breaks_section import breaks_section
+from redi.experiments.claims_section import claims_section
 from redi.experiments.defaults_section import defaults_section
 from redi.experiments.estimates_section import estimates_section
 from redi.experiments.figure6_section import figure6_section
@@ -66,7 +67,8 @@ def write_report(results: Path, page: Path, *, scale: str) -> str:
     found.sort(key=lambda each: list(EXPERIMENTS).index(each["study"]) if each["study"] in EXPERIMENTS else -1)
     head = _HEAD.format(names="|".join(each["study"] for each in found), **_subject(found, results / scale))
     parts = ["\n\n".join(textwrap.fill(each, 120, break_on_hyphens=False) for each in head.split("\n\n")) + "\n"]
-    parts.append(defaults_section({each["study"]: each for each in found}))
+    by_study = {each["study"]: each for each in found}
+    parts += [claims_section(by_study), defaults_section(by_study)]
     parts += [SECTIONS[each["kind"]](each, page.parent / "images") for each in found]
     text = "\n".join(parts)
     write_file(page, text.encode())

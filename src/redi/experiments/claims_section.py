@@ -1,0 +1,137 @@
+"""Owns the table of what was claimed, whether it holds and why where it doesn't, from JSON; must not know how it was
+made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from redi.experiments.pareto_section import REACHED, as_good_as_the_full, fewest_calls
+from redi.experiments.quality import best
+
+Results = Mapping[str, Mapping[str, Any]]
+_HOLDS = {True: "yes", False: "no"}
+_SHARE, _FEW = 0.65, 5
+_PLACES = {"frechet": ".2f", "faithfulness": ".1%", "closeness": ".2f", "at_value": ".2f"}
+_NAMES = {"frechet": "Frechet", "faithfulness": "faithful", "closeness": "from full", "at_value": "x_v apart"}
+
+
+def claims_section(results: Results) -> str:
+    """Return the section; a claim whose study is not among the results says so.
+
+    Args:
+        results: By the name of their study.
+    """
+    lines = ["## What was claimed, and what holds", "", "| claim | measured | holds |", "| --- | --- | --- |"]
+    for study, tell in _CLAIMS:
+        if study in results:
+            lines += [f"| {' | '.join(cells)} |" for cells in tell(results[study])]
+        else:
+            lines.append(f"| claims of {study} | not measured here (`redi experiments run {study}`) | — |")
+    return "\n".join([*lines, "", *_why(results), ""])
+
+
+Cells = tuple[str, str, str]
+
+
+def _tested(result: Mapping[str, Any]) -> list[Cells]:
+    """Return a line for each pair of samplings that a table's claims compare."""
+    pairs: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for claim in result["claims"]:
+        pairs.setdefault((claim["ours"], claim["rival"]), []).append(claim)
+    calls = {row["label"]: row["calls"] for row in result["rows"]}
+    found = []
+    for (ours, rival), claims in pairs.items():
+        said = f"{ours} ({calls[ours]:.4g} calls) is no worse than {rival} ({calls[rival]:.4g})"
+        found.append((said, "; ".join(map(_difference, claims)), _holds([c["verdict"] != "worse" for c in claims])))
+    return found
+
+
+def _difference(claim: Mapping[str, Any]) -> str:
+    form, apart = _PLACES[claim["measure"]], claim["difference"]
+    low, high = (f"{apart[end]:{form}}" for end in ("low", "high"))
+    return f"{_NAMES[claim['measure']]} {apart['value']:+{form}} [{low}, {high}]"
+
+
+def _holds(each: Sequence[bool]) -> str:
+    return _HOLDS[all(each)] if all(each) or not any(each) else f"in {sum(each)} of {len(each)}"
+
+
+def _of_few_calls(result: Mapping[str, Any]) -> list[Cells]:
+    """Return lines on jumps of few calls against the run in full and against solvers alone."""
+    enough = as_good_as_the_full(result)
+    told = ", ".join(f"{row['label'].removeprefix('ReDi ')} ({row['calls']:.4g})" for row in enough)
+    found = [("some jump of at most 8 calls is as good as the run in full", told or "none", _HOLDS[bool(enough)])]
+    for measure in ("frechet", "faithfulness"):
+        few = [each for each in result["best"] if each["measure"] == measure and 3 <= each["calls"] <= 8]
+        counts = {verdict: sum(each["verdict"] == verdict for each in few) for verdict in ("better", "worse")}
+        even = len(few) - sum(counts.values())
+        said = f"better with {counts['better']}, even with {even}, worse with {counts['worse']} of these numbers"
+        claim = f"with 3 to 8 calls the best jump beats the best solver alone in {_NAMES[measure]}"
+        found.append((claim, said, _HOLDS[counts["better"] == len(few)]))
+    for measure in ("frechet", "faithfulness"):
+        needed = {calls: fewest_calls(result["rows"], measure, calls) for calls in REACHED}
+        said = "; ".join(f"{calls}: {'no jump' if few is None else f'{few:.4g}'}" for calls, few in needed.items())
+        claim = (
+            f"what it reaches with 6, 8 and 10 calls a jump reaches with {_SHARE} times as many, in {_NAMES[measure]}"
+        )
+        found.append((claim, said, _holds([few is not None and few <= _SHARE * n for n, few in needed.items()])))
+    return found
+
+
+def _of_the_gate(result: Mapping[str, Any]) -> list[Cells]:
+    asked = result["promises"]
+    kept, won = (
+        [row[name] == verdict for row in asked] for name, verdict in (("verdict", "kept"), ("against_fixed", "better"))
+    )
+    return [
+        ("`redi calibrate` keeps the loss asked for", f"kept {sum(kept)} times of {len(kept)}", _holds(kept)),
+        ("its plans beat every fixed plan of as many calls", f"{sum(won)} times of {len(won)}", _holds(won)),
+    ]
+
+
+def _why(results: Results) -> list[str]:
+    """Return what keeps jumps from doing better, and what was tried, as far as it was measured."""
+    said = []
+    if "bank" in results:
+        rows = [row for row in results["bank"]["rows"] if not row["alien"] and row["noises"] == 1]
+        few, many = rows[0], rows[-1]
+        said.append(
+            f"more entries hardly help: {few['entries']} of a noise leave {few['loss']['value']:.3f} of x_v's distance "
+            f"to the noise's mean, {many['entries']} leave {many['loss']['value']:.3f}"
+        )
+    if "estimates" in results:
+        errors: dict[str, list[float]] = {}
+        for row in results["estimates"]["rows"]:
+            errors.setdefault(row["estimator"], []).append(row["error"]["value"])
+        most, default = max(map(len, errors.values())), results["estimates"]["default"]
+        means = {name: sum(each) / most for name, each in errors.items() if len(each) == most}
+        name = min(means, key=means.__getitem__)
+        said.append(
+            f"nor do other estimates of x_v from the same entries: of {len(errors)} the best, *{name}*, leaves "
+            f"{means[name]:.3f} where *{default}* leaves {means[default]:.3f}"
+        )
+    if "breaks" in results:
+        objects = [row for row in results["breaks"]["rows"] if row["panel"] == "objects"]
+        told = ", ".join(f"{row['difference']['value']:+.1%} with {row['group']}" for row in objects)
+        said.append(f"what is lost is lost where a picture has several objects (faithful {told})")
+    if "rivals" in results:
+        rivals = results["rivals"]
+        (full,) = (row for row in rivals["rows"] if row["label"] == rivals["full"])
+        alone = best(rivals["rows"], "faithfulness", _FEW, jumps=False)
+        if alone:
+            said.append(
+                f"few steps leave little to win: {alone['label']} alone has {alone['faithfulness']['value']:.1%} with "
+                f"{_FEW} calls, {full['label']} {full['faithfulness']['value']:.1%}"
+            )
+    return [f"Why not, where it doesn't: {'; '.join(said)}."] if said else []
+
+
+_CLAIMS: tuple[tuple[str, Callable[[Mapping[str, Any]], list[Cells]]], ...] = (
+    ("table1", _tested),
+    ("table2", _tested),
+    ("table3", _tested),
+    ("rivals", _of_few_calls),
+    ("gate", _of_the_gate),
+)
+"""The study of each claim, and what tells of it."""
