@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -80,6 +80,25 @@ _BETWEEN = (
 _LONG = (DPM, _trailing(DPM), _trailing(Recording(Solver("dpm", 28), (5,), (8,))))
 """Jumps of more calls than those of short bases."""
 _FEW, _MANY = (3, 4, 5, 6, 7, 8, 10), (15, 25)
+_ALL = (*_FEW, *_MANY)
+_ALONE: tuple[tuple[str, Mapping[str, Any], tuple[int, ...]], ...] = (
+    ("dpm", _EVEN, (*_ALL, 50)),
+    ("dpm", _KARRAS, _ALL),
+    ("dpm", _LOG_SNR, _ALL),
+    ("dpm", _TRAILING, (*_ALL, 50)),
+    *(("dpm", {SPACING: name}, _ALL) for name in TIMESTEPS),
+    ("dpm", {"solver_order": 3}, _FEW),
+    ("unipc", _EVEN, _ALL),
+    ("unipc", _KARRAS, _FEW),
+    ("ddim", _EVEN, (*_ALL, 50)),
+    ("euler", _EVEN, _ALL),
+    ("deis", _EVEN, _ALL),
+    ("pndm", _EVEN, _ALL[1:]),
+    ("heun", _EVEN, (3, 5, 7, 9, *_MANY)),
+)
+"""Solvers alone, in which spacing, with how many calls."""
+_STEPS: Mapping[str, Callable[[int], int]] = {"pndm": lambda calls: calls - 1, "heun": lambda calls: (calls + 1) // 2}
+"""Of so many calls: PNDM takes one call more than its steps, Heun nearly twice as many."""
 
 
 def table1() -> Study:
@@ -138,24 +157,9 @@ def table3() -> Study:
 def rivals() -> Study:
     """What the paper left out: fast solvers with the same few calls, in several spacings, against ReDi on them."""
     full = plain("dpm", 20)
-    spacings: tuple[Mapping[str, Any], ...] = (
-        _EVEN,
-        _KARRAS,
-        _LOG_SNR,
-        _TRAILING,
-        *({SPACING: name} for name in TIMESTEPS),
-    )
-    plains = [plain("dpm", calls, **spacing) for spacing in spacings for calls in _FEW]
-    plains += [plain("unipc", calls, **spacing) for spacing in (_EVEN, _KARRAS) for calls in _FEW]
-    plains += [plain(name, calls) for name in ("ddim", "euler", "deis") for calls in (*_FEW, *_MANY)]
-    plains += [plain(name, calls) for name in ("dpm", "unipc") for calls in _MANY]
-    # What more calls come to, of the simplest and of the best in its best spacing.
-    plains += [plain(name, 50) for name in ("dpm", "ddim")]
-    plains += [plain("dpm", calls, **_TRAILING) for calls in (*_MANY, 50)]
-    plains += [plain("dpm", calls, solver_order=3) for calls in _FEW]
-    # What they cost besides: PNDM one call more than its steps, Heun nearly twice as many.
-    plains += [plain("pndm", calls - 1) for calls in (*_FEW[1:], *_MANY)]
-    plains += [plain("heun", (calls + 1) // 2) for calls in (3, 5, 7, 9, *_MANY)]
+    plains = [
+        plain(name, _STEPS.get(name, int)(calls), **settings) for name, settings, many in _ALONE for calls in many
+    ]
     jumps = []
     for spacing in (_EVEN, _LOG_SNR):
         recording = Recording(Solver("dpm", 10, tuple(spacing.items())), (1, 2), (3, 5, 6, 7, 8))
