@@ -1,7 +1,8 @@
 """Owns docs/benchmarks.md: what the benchmarks measured, from their JSON; must not know how anything is measured.
 
 Run from the repository: ``python benchmarks/page.py [--keep bench]`` after benchmarks. What they left in ``bench/`` is
-kept in ``results/bench/``, and the page is written from that folder alone, so that it can be written again anywhere.
+kept in ``results/bench/``, and the page is written from that folder alone, so that it can be written again anywhere; so
+are the numbers of docs/operations.md (:mod:`expectations`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import expectations
+
 ROOT = Path(__file__).parents[1]
 KEPT = ROOT / "results" / "bench"
 SECTIONS = {
@@ -21,6 +24,8 @@ SECTIONS = {
     "build": ("make bench-build", "A build on a cluster whose workers and drivers are killed"),
     "cluster_rate": ("make bench-build", "How busy a build on a cluster keeps its worker"),
     "search": ("make bench-search", "Search in large bases, against an exact scan"),
+    "operations": ("make bench-operations", "Bytes and milliseconds of what an operator does"),
+    "fuzz": ("make bench-fuzz", "A reader that is fed damaged files"),
     "device": ("make bench-device", "Retrieval on a GPU, against copying and a network call"),
 }
 """By the name of a benchmark's file, the command and what it measures."""
@@ -76,6 +81,7 @@ def main() -> int:
         if (options.keep / f"{name}.json").exists():
             shutil.copyfile(options.keep / f"{name}.json", KEPT / f"{name}.json")
     (ROOT / "docs" / "benchmarks.md").write_text(page(KEPT))
+    expectations.main()
     return 0
 
 

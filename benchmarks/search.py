@@ -8,7 +8,7 @@ neither profits from a warm cache.
 
 - ``search.<keys>.<n>.recall``: of the 2 nearest, over queries that are no entries, against an exact scan.
 - ``search.<keys>.<n>.speed_1`` and ``speed_16``: times faster than IndexFlatL2, one query and 16 at once.
-- ``search.shared.<n>.bytes``: bytes of float16 keys over bytes of codes.
+- ``search.shared.<n>.bytes``: bytes of float16 keys over bytes of codes and of what made them.
 - ``search.growth.search``: time of a search, largest over least n. ``search.growth.index``: of making the index, per
   entry (every key is read and coded, so less than the same for each is not to be had).
 - ``search.fetch``: time of reading 2 keys and values from the index's copies, over that of gathering them from a map.
@@ -148,7 +148,7 @@ def measure(kind: str, size: int, count: int, folder: Path, repeats: int) -> dic
         "seconds_ours": [ours_1, ours_16],
         "bytes_keys": 2 * count * size,
         "bytes_codes": sum(file.stat().st_size for file in code_files(codes, coder)),
-        "bytes_coder": sum(4 * each.numel() for each in coder.tensors().values()),
+        "bytes_coder": sum(each.numel() * each.element_size() for each in coder.tensors().values()),
     }
 
 
@@ -269,7 +269,7 @@ def main() -> int:
                     speed = one["seconds_flat"][place] / one["seconds_ours"][place]
                     figures.append(Figure(f"search.{kind}.{count}.speed_{(1, 16)[place]}", speed, bar))
                 if kind == "shared":
-                    share = one["bytes_keys"] / one["bytes_codes"]
+                    share = one["bytes_keys"] / (one["bytes_codes"] + one["bytes_coder"])
                     figures.append(Figure(f"search.shared.{count}.bytes", share, ">=60"))
                 if kind == "shared" and count == options.entries[0]:
                     ours, gather = fetch(folder, options.size, count, options.repeats)

@@ -70,6 +70,9 @@ def test_the_page_of_benchmarks_is_that_of_the_kept_results(monkeypatch: pytest.
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     module = importlib.import_module("page")
     assert (ROOT / "docs" / "benchmarks.md").read_text() == module.page(module.KEPT)
+    told = (ROOT / "docs" / "operations.md").read_text()
+    assert told == importlib.import_module("expectations").filled(told), "make bench-page writes it again"
+    assert told.count("| 10⁴ | 10⁶ | 10⁸ |") == told.count("| nf4 |") // 4 == 1
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

@@ -20,6 +20,8 @@ from torch import Tensor
 from redi.errors import KnowledgeBaseError
 
 _POWER_STEPS = 6
+_LEVELS = 127
+"""Of an axis to either side of zero, in 8 bits."""
 _PROBE = 64
 _BREADTH = 16
 
@@ -59,18 +61,22 @@ class ProjectedCoder:
     and a query q is |P(q - x)|^2 + r^2 plus what is the same for all keys and a product of two rests, which is small.
     m is a multiple of 16, or FAISS is four times slower.
 
+    The axes are kept in 8 bits, because in float32 those of a few thousand keys take more than their codes: what
+    rounding adds to an axis points anywhere, and keys of low rank have next to nothing there.
+
     Args:
         center: (d) float32.
-        axes: (m-1, d) float32, orthonormal rows.
+        axes: (m-1, d) int8.
+        scales: (m-1) float32; axes times these are orthonormal rows, up to rounding.
         ranges: (2m) float32: least value and width of each coordinate.
     """
 
     breadth = 1
 
-    def __init__(self, center: Tensor, axes: Tensor, ranges: Tensor) -> None:
-        self.center, self._axes, self._ranges = center, axes, ranges
+    def __init__(self, center: Tensor, axes: Tensor, scales: Tensor, ranges: Tensor) -> None:
+        self.center, self._rounded, self._scales, self._ranges = center, axes, scales, ranges
+        self._axes = axes * scales[:, None]
         self.name = f"{len(axes)} principal components"
-        self._folded = axes @ center
 
     @classmethod
     def fit(cls, sample: Tensor, size: int) -> ProjectedCoder:
@@ -78,14 +84,16 @@ class ProjectedCoder:
         center = sample.mean(dim=0)
         centred = sample - center
         axes = _principal(centred, size - 1)
-        coder = cls(center, axes, torch.zeros(2 * size))
+        scales = axes.abs().amax(dim=1) / _LEVELS
+        rounded = (axes / scales[:, None]).round().to(torch.int8)
+        coder = cls(center, rounded, scales, torch.zeros(2 * size))
         trained = faiss.IndexScalarQuantizer(size, faiss.ScalarQuantizer.QT_8bit)
         trained.train(coder.coordinates(sample, stored=True))
-        return cls(center, axes, torch.from_numpy(faiss.vector_to_array(trained.sq.trained)))
+        return cls(center, rounded, scales, torch.from_numpy(faiss.vector_to_array(trained.sq.trained)))
 
     def tensors(self) -> dict[str, Tensor]:
         """See :class:`Coder`."""
-        return {"center": self.center, "axes": self._axes, "ranges": self._ranges}
+        return {"center": self.center, "axes": self._rounded, "scales": self._scales, "ranges": self._ranges}
 
     def levels(self) -> tuple[Any, ...]:
         """See :class:`Coder`."""
@@ -180,11 +188,12 @@ def coder_of(found: Mapping[str, Tensor], size: int) -> Coder:
     """
     center = found.get("center", torch.empty(0))
     fine = center.shape == (size,) and all(bool(each.isfinite().all()) for each in found.values())
-    if fine and set(found) == {"center", "axes", "ranges"}:
-        axes, ranges = found["axes"], found["ranges"]
-        parts = all(each.dtype == torch.float32 for each in (center, axes, ranges))
-        if parts and axes.ndim == 2 and axes.shape[1] == size and ranges.shape == (2 * (len(axes) + 1),):
-            return ProjectedCoder(center, axes, ranges)
+    if fine and set(found) == {"center", "axes", "scales", "ranges"}:
+        axes, scales, ranges = found["axes"], found["scales"], found["ranges"]
+        parts = all(each.dtype == torch.float32 for each in (center, scales, ranges)) and axes.dtype == torch.int8
+        shapes = scales.shape == axes.shape[:1] and ranges.shape == (2 * (len(axes) + 1),)
+        if parts and axes.ndim == 2 and axes.shape[1] == size and shapes:
+            return ProjectedCoder(center, axes, scales, ranges)
     if fine and set(found) == {"center", "bits", "probe"} and center.dtype == torch.float32:
         bits, probe = found["bits"], found["probe"]
         if bits.tolist() in ([1], [2]) and probe.dtype == torch.float32 and probe.shape == (min(_PROBE, len(probe)),):
