@@ -86,10 +86,10 @@ _FEW, _MANY = (3, 4, 5, 6, 7, 8, 10), (15, 25)
 _ALL = (*_FEW, *_MANY)
 _ALONE: tuple[tuple[str, Mapping[str, Any], tuple[int, ...]], ...] = (
     ("dpm", _EVEN, (*_ALL, 50)),
-    ("dpm", _KARRAS, _ALL),
-    ("dpm", _LOG_SNR, _ALL),
+    ("dpm", _KARRAS, _FEW),
+    ("dpm", _LOG_SNR, _FEW),
     ("dpm", _TRAILING, (*_ALL, 50)),
-    *(("dpm", {SPACING: name}, _ALL) for name in TIMESTEPS),
+    *(("dpm", {SPACING: name}, _FEW) for name in TIMESTEPS),
     ("dpm", {"solver_order": 3}, _FEW),
     ("unipc", _EVEN, _ALL),
     ("unipc", _KARRAS, _FEW),
