@@ -7,6 +7,7 @@ import random
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -63,7 +64,10 @@ def test_an_entry_is_removed_by_the_start_of_its_id(base: KnowledgeBase) -> None
     ]
 
 
-@pytest.mark.parametrize("conditions", [[], ["colour=red"], ["noise=x"], ["prompt"], ["noise=1", "noise=2"]])
+@pytest.mark.parametrize(
+    "conditions",
+    [[], ["colour=red"], ["noise=x"], ["prompt"], ["noise=1", "noise=2"], ["noise=5-1"], ["unit=-"], ["unit=1-x"]],
+)
 def test_conditions_that_mean_nothing_are_refused(conditions: list[str]) -> None:
     with pytest.raises(InputError):
         Where.parse(conditions)
@@ -149,6 +153,42 @@ def test_merging_adds_what_is_new_and_doubles_nothing(base: KnowledgeBase, tmp_p
     for row, entry in enumerate(again.entries(range(len(again)))):
         unit, slot = map(int, entry.prompt[7:].split("/"))
         assert torch.equal(again.values([row], 7)[0], unit_batch(unit).values[7][slot].half().float())
+
+
+def elsewhere(path: Path, units: range, by: float, **changes: Any) -> KnowledgeBase:
+    """A base built alike on another machine: what its latents are differences to is off by a share of itself."""
+    noises, generator = bank(), torch.Generator().manual_seed(9)
+    steps = [*PLAN.key_steps, *(PLAN.value_steps if changes else ())]
+    off = {step: 1 + by * torch.randn(noises.latents.shape, generator=generator) for step in steps}
+    made = KnowledgeBase.create(
+        path, manifest(**changes), noises, {step: noises.latents * 0.9 * off[step] for step in steps}
+    )
+    for unit in units:
+        made.add_unit(unit, unit_batch(unit))
+    return made
+
+
+@pytest.mark.parametrize("changes", [{}, {"values": "int8"}])
+def test_bases_of_two_machines_are_merged_though_their_references_round_otherwise(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    ours, more = (
+        elsewhere(tmp_path / f"{by}", units, by, **changes) for by, units in ((0.0, range(4)), (1e-3, range(2, 6)))
+    )
+    assert merge(ours, more) == 2 * ROWS
+    again = KnowledgeBase.open(ours.path)
+    assert again.verify().clean
+    assert prompts(ours) == sorted(f"prompt {unit}/{slot}" for unit in range(6) for slot in range(ROWS))
+    for row, entry in enumerate(again.entries(range(len(again)))):
+        unit, slot = map(int, entry.prompt[7:].split("/"))
+        batch = unit_batch(unit)
+        assert torch.allclose(again.keys([row], 1)[0], batch.keys[1][slot], atol=5e-5, rtol=0)
+        assert torch.allclose(again.values([row], 7)[0], batch.values[7][slot], atol=0.05 if changes else 2e-3)
+
+
+def test_references_that_no_rounding_explains_are_not_merged(base: KnowledgeBase, tmp_path: Path) -> None:
+    with pytest.raises(IncompatibleError, match=r"references of step \d differ by 0\."):
+        merge(base, elsewhere(tmp_path / "more", range(1), 0.2))
 
 
 def test_merging_into_a_new_base_leaves_the_others_alone(base: KnowledgeBase, tmp_path: Path) -> None:

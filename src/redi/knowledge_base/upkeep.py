@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
 from redi.errors import IncompatibleError, InputError, KnowledgeBaseError
 from redi.knowledge_base.base import KnowledgeBase
 from redi.knowledge_base.entries import Entry
 from redi.knowledge_base.manifest import Difference, Manifest, describe_differences, differences
+from redi.knowledge_base.rows import TableRows
 
 WAIT = 60.0
 """Seconds that upkeep waits for another process that writes."""
 _AT_ONCE = 512
 _INFORMATION = "information"
+_ROUNDING = 0.05
+"""Share of themselves by which references may differ that two machines made alike: batches, threads and half precision
+change last bits, which a run carries on."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +77,11 @@ class Where:
 
 
 def _range(text: str, value: str) -> tuple[int, int]:
-    first, dash, last = value.partition("-")
-    try:
-        return int(first), int(last if dash else first)
-    except ValueError:
-        raise InputError(f"condition {text!r}", expected="a number or a range such as 0-9") from None
+    found = re.fullmatch(r"(-?\d+)(?:-(\d+))?", value)
+    first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, -1)
+    if first > last:
+        raise InputError(f"condition {text!r}", expected="a number or a range such as 0-9")
+    return first, last
 
 
 def matching(base: KnowledgeBase, where: Where) -> list[tuple[int, Entry]]:
@@ -103,6 +112,7 @@ def remove(base: KnowledgeBase, where: Where) -> list[Entry]:
 def merge(target: KnowledgeBase, source: KnowledgeBase) -> int:
     """Add to a base what another one holds and it does not (by noise, seed and prompt); return how many entries came.
 
+    Entries read the same in both, up to float16, though what they are kept as differences to may differ in last bits.
     Killed on the way, doing it again adds the rest.
 
     Raises:
@@ -112,10 +122,10 @@ def merge(target: KnowledgeBase, source: KnowledgeBase) -> int:
     check_mergeable(target, source)
     if target.path.resolve() == source.path.resolve():
         return 0
-    added = 0
+    added, apart = 0, _apart(target, source)
     with target.lock(WAIT):
         for rows in parts(source):
-            record = target.add_rows(source.stored(rows))
+            record = target.add_rows(_moved(source.stored(rows), apart))
             added += record.rows if record else 0
         if added:
             target.finish()
@@ -140,6 +150,40 @@ def check_mergeable(target: KnowledgeBase, source: KnowledgeBase) -> None:
             expected="the same model, sampler, call, plan and noises",
             fix="merge bases that were built alike; keep the others apart",
         )
+    pairs = {"noises": (target.noise_bank.latents, source.noise_bank.latents)}
+    pairs |= {
+        f"references of step {step}": (target.references[step], source.references[step])
+        for step in target.plan.key_steps
+    }
+    for name, (ours, theirs) in pairs.items():
+        share = float((theirs - ours).norm() / ours.norm().clamp_min(1e-12))
+        if not share <= _ROUNDING:
+            raise IncompatibleError(
+                f"{source.path} cannot be merged into {target.path}: {name} differ by {share:.2g} of themselves",
+                expected=f"at most {_ROUNDING:g}, as rounding on another machine leaves",
+                fix="merge bases that were built alike; keep the others apart",
+            )
+
+
+def _apart(target: KnowledgeBase, source: KnowledgeBase) -> dict[str, npt.NDArray[np.float32]]:
+    """Return, by column, (M + 1, d): by how much what the source's latents are differences to is above the target's;
+    nothing for the last, independent noise. Columns where both are the same are left out."""
+    found = {}
+    for step, ours in target.references.items():
+        kind = "key" if step in target.plan.key_steps else "value"
+        apart: Tensor = (source.references[step] - ours).flatten(1)
+        if bool(apart.any()):
+            found[f"{kind}_{step}"] = np.concatenate([apart.numpy(), np.zeros((1, apart.shape[1]), np.float32)])
+    return found
+
+
+def _moved(rows: TableRows, apart: Mapping[str, npt.NDArray[np.float32]]) -> TableRows:
+    """Return rows as differences to the target's references; as they are where those are the source's too."""
+    moved = {
+        column: (rows.latents[column].astype(np.float32) + above[rows.noise_ids]).astype(np.float16)
+        for column, above in apart.items()
+    }
+    return replace(rows, latents={**rows.latents, **moved}) if moved else rows
 
 
 def _what_makes_entries(manifest: Manifest) -> dict[str, Any]:
@@ -148,7 +192,7 @@ def _what_makes_entries(manifest: Manifest) -> dict[str, Any]:
         **identity,
         "plan": manifest.plan.to_dict(),
         "latent_shape": list(manifest.latent_shape),
-        "noise": manifest.noise,
+        "noise": {name: value for name, value in manifest.noise.items() if name != "sha256"},
         "values": manifest.values,
     }
 
