@@ -20,7 +20,7 @@ from redi.errors import IncompatibleError, InputError, KnowledgeBaseError, PlanE
 from redi.knowledge_base import KnowledgeBase, NoiseBank
 from redi.plan import Plan
 from tiny import SCHEDULERS, scheduler, tiny_pipeline
-from tiny_build import PLAN, POISON, PROMPTS, build_tiny, many_prompts, poison
+from tiny_build import PLAN, POISON, PROMPTS, Interruption, build_tiny, count_calls, many_prompts, poison
 
 ROWS = list(range(len(PROMPTS)))
 
@@ -52,33 +52,6 @@ def plain_trajectory(pipe: Any, prompt: str, x_T: torch.Tensor, steps: int = 10,
 
     pipe(prompt, latents=x_T, num_inference_steps=steps, output_type="latent", callback_on_step_end=keep, **call)
     return seen
-
-
-def count_calls(pipe: Any) -> list[int]:
-    """Return a list that grows by the rows of every evaluation of the U-Net."""
-    rows: list[int] = []
-    pipe.unet.register_forward_hook(lambda module, inputs, output: rows.append(len(inputs[0])))
-    return rows
-
-
-class Interruption:
-    """Raises an error in the U-Net's n-th evaluation and all that follow; as a context, expects it and ends."""
-
-    def __init__(self, pipe: Any, after: int, error: BaseException) -> None:
-        self.left, self.error = after, error
-        self.handle = pipe.unet.register_forward_pre_hook(self)
-
-    def __call__(self, *_: object) -> None:
-        self.left -= 1
-        if self.left <= 0:
-            raise self.error
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
-        self.handle.remove()
-        assert kind is type(self.error)
-        return True
 
 
 def same_entries(one: KnowledgeBase, other: KnowledgeBase) -> bool:

@@ -10,16 +10,16 @@ from typer.testing import CliRunner
 
 from redi.cli.app import app
 from redi.errors import KnowledgeBaseError
-from redi.knowledge_base import KnowledgeBase, compare_files, read_hashes, write_hashes
-from redi.knowledge_base.hashes import FileHash, FileHashes
-from small_base import filled, unit_batch
+from redi.knowledge_base import KnowledgeBase, compare_files, read_hashes
+from redi.knowledge_base.hashes import FileHash, FileHashes, signed_again
+from redi.knowledge_base.upkeep import Where, merge, remove, split
+from small_base import create, filled, unit_batch
 
 
 @pytest.fixture
 def base(tmp_path: Path) -> KnowledgeBase:
     made = filled(tmp_path / "base")
     made.finish()
-    write_hashes(made.path)
     return made
 
 
@@ -79,6 +79,63 @@ def test_the_signature_depends_on_names_sizes_and_contents() -> None:
 def test_a_base_that_grows_loses_its_list(base: KnowledgeBase) -> None:
     base.add_unit(9, unit_batch(9))
     assert read_hashes(base.path) is None
+
+
+def test_what_changes_nothing_leaves_the_signature(base: KnowledgeBase) -> None:
+    before = read_hashes(base.path)
+    assert remove(base, Where.parse(["prompt=nothing like it"])) == []
+    assert merge(base, filled(base.path.parent / "same")) == 0
+    base.add_unit(0, unit_batch(0))
+    with base.lock():
+        pass
+    assert read_hashes(base.path) == before
+
+
+def test_upkeep_leaves_a_base_signed(base: KnowledgeBase) -> None:
+    signatures = {base.path: read_hashes(base.path)}
+    more = create(base.path.parent / "more")
+    more.add_unit(7, unit_batch(7))
+    for do in (
+        lambda: remove(base, Where.parse(["unit=1"])),
+        lambda: merge(base, more),
+        lambda: split(base, Where.parse(["noise=1"]), base.path.parent / "part"),
+        lambda: base.compact(),
+    ):
+        do()
+        assert read_hashes(base.path) not in (None, signatures[base.path]), "another base is signed otherwise"
+        assert compare_files(base.path) == []
+        signatures[base.path] = read_hashes(base.path)
+    assert read_hashes(base.path.parent / "part") is not None
+    assert compare_files(base.path.parent / "part") == []
+
+
+def test_a_change_is_begun_without_a_list_that_it_would_make_untrue(base: KnowledgeBase) -> None:
+    with pytest.raises(OSError, match="the disk"), signed_again(base.path, "calibration.json"):
+        raise OSError("the disk")
+    assert read_hashes(base.path) is None
+
+
+def test_a_file_that_is_replaced_is_signed_again_if_the_base_is(base: KnowledgeBase) -> None:
+    for signed in (True, False):
+        if not signed:
+            base.add_unit(9, unit_batch(9))
+        with signed_again(base.path, "calibration.json"):
+            (base.path / "calibration.json").write_text("{}")
+        assert (read_hashes(base.path) is not None) == signed
+        assert compare_files(base.path) == []
+        (base.path / "calibration.json").write_text("[]")
+        assert bool(compare_files(base.path)) == signed, "a changed calibration is found"
+
+
+def test_inspect_says_of_a_base_that_grew_that_its_files_are_compared_with_nothing(base: KnowledgeBase) -> None:
+    base.add_unit(9, unit_batch(9))
+    command = ["inspect", str(base.path), "--verify"]
+    found = CliRunner().invoke(app, command)
+    assert found.exit_code == 0, found.output
+    assert "compared with nothing" in " ".join(found.output.split())
+    base.compact()
+    found = CliRunner().invoke(app, command)
+    assert "compared with nothing" not in " ".join(found.output.split())
 
 
 def test_inspect_tells_the_signature_and_verifies_every_file(base: KnowledgeBase) -> None:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from damaging import peak_megabytes
 from redi.cli.app import app
 from redi.errors import KnowledgeBaseError, RediWarning
 from redi.knowledge_base import EntryBatch, KnowledgeBase, Manifest, NoiseBank
+from redi.knowledge_base.guard import hash_of
 from redi.knowledge_base.index_files import Facts, read_facts
 from redi.plan import Plan
 
@@ -257,6 +261,92 @@ def test_a_damaged_copy_of_a_row_is_read_from_the_table(path: Path) -> None:
     with pytest.warns(RediWarning, match="checksum"):
         values = base.values([UNIT, 0], 4)
     assert torch.equal(values, torch.stack([torch.ones(SHAPE), torch.zeros(SHAPE)]))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("reranked", 0),
+        ("reranked", -5),
+        ("reranked", 1),
+        ("neighbors", 0),
+        ("recall", float("nan")),
+        ("lower", "all"),
+        ("measured_at", 0.5),
+        ("queries", -1),
+        ("key_step", -1),
+        ("noise_id", -2),
+        ("method", 7),
+        ("count", -COUNT),
+        ("count", 10**30),
+        ("kb_id", 7),
+        ("sha256", {"rows.safetensors": 7}),
+    ],
+)
+def test_a_field_of_the_index_that_nothing_wrote_is_told_and_not_believed(
+    path: Path, field: str, value: object
+) -> None:
+    file = read_facts(path / "index")[0] / "index.json"
+    fields = json.loads(file.read_text())
+    (part,) = fields["parts"]
+    for place in (fields, part, *part["measured"]):
+        place.update({field: value} if field in place else {})
+    file.write_text(json.dumps(fields))
+    base = KnowledgeBase.open(path)
+    with pytest.warns(RediWarning, match="search is exact"):
+        check_search(path, base)
+
+
+@pytest.mark.parametrize("neighbors", [2, 700], ids=["by codes", "by a scan"])
+@pytest.mark.parametrize("damaged", [COUNT, 1], ids=["all", "one"])
+def test_a_copy_of_keys_that_is_not_finite_is_told_and_not_searched(path: Path, damaged: int, neighbors: int) -> None:
+    queries = keys(UNIT, 2)[:4]  # the nearest of the first is an entry whose copy is damaged
+    rows, distances = exact(path, queries, neighbors)
+    copy = next(path.glob("index/rows-*/key_1.f16"))
+    data, first = bytearray(copy.read_bytes()), 2 * 256 * (2 * UNIT if damaged == 1 else 0)
+    data[first : first + 2 * 256 * damaged] = b"\xff" * 2 * 256 * damaged
+    copy.write_bytes(data)
+    base = KnowledgeBase.open(path)
+    with pytest.warns(RediWarning, match=r"(?s)search is exact.*not finite.*redi index --rebuild"):
+        found = base.search(queries, [0] * 4, neighbors, 1)
+    assert found.rows[0, 0] == 2 * UNIT
+    assert torch.equal(found.rows.sort(dim=1).values, rows.sort(dim=1).values)
+    assert torch.allclose(found.distances.double(), distances, atol=1e-5)
+    index(KnowledgeBase.open(path), rebuild=True)
+    assert indexes(KnowledgeBase.open(path))
+
+
+def _search_measured(path: Path, results: Any) -> None:
+    base, before = KnowledgeBase.open(path), peak_megabytes()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        base.search(keys(4, 1000), [0] * 4, 2, 1)
+    results.put((peak_megabytes() - before, [str(each.message) for each in told]))
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("rows.safetensors", COUNT), ("rows.safetensors", 10**9), ("key_1_noise_0.safetensors", COUNT)],
+    ids=["rows", "rows of many entries", "coder"],
+)
+def test_a_file_of_the_index_that_is_too_large_is_not_read(path: Path, name: str, count: int) -> None:
+    """A sparse file costs a stranger nothing, and its checksum may be right."""
+    folder = read_facts(path / "index")[0]
+    os.truncate(folder / name, 3 << 29)
+    fields = json.loads((folder / "index.json").read_text())
+    fields["count"] = count
+    fields["sha256"][name] = hash_of(folder / name)
+    (folder / "index.json").write_text(json.dumps(fields))
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    process = context.Process(target=_search_measured, args=(path, results))
+    process.start()
+    grown, told = results.get(timeout=120)
+    process.join()
+    assert grown < 500
+    assert len(told) == 1
+    assert "search is exact" in told[0]
+    assert f"{3 << 29} bytes" in told[0] or "an index of 1000000000 entries" in told[0]
 
 
 def test_an_index_of_other_entries_is_not_used(path: Path, indexed: Path, tmp_path: Path) -> None:

@@ -37,6 +37,33 @@ def build_tiny(pipe: Any, path: Path, prompts: list[str] = PROMPTS, **changes: A
     return build(pipe, prompts, path, **{**settings, **changes})
 
 
+def count_calls(pipe: Any) -> list[int]:
+    """Return a list that grows by the rows of every evaluation of the U-Net."""
+    rows: list[int] = []
+    pipe.unet.register_forward_hook(lambda module, inputs, output: rows.append(len(inputs[0])))
+    return rows
+
+
+class Interruption:
+    """Raises an error in the U-Net's n-th evaluation and all that follow; as a context, expects it and ends."""
+
+    def __init__(self, pipe: Any, after: int, error: BaseException) -> None:
+        self.left, self.error = after, error
+        self.handle = pipe.unet.register_forward_pre_hook(self)
+
+    def __call__(self, *_: object) -> None:
+        self.left -= 1
+        if self.left <= 0:
+            raise self.error
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> bool:
+        self.handle.remove()
+        assert kind is type(self.error)
+        return True
+
+
 POISON = "a poisoned cup"
 
 

@@ -15,6 +15,7 @@ from redi.errors import InputError, KnowledgeBaseError
 from redi.knowledge_base import KnowledgeBase
 from redi.knowledge_base.durable import replace_file
 from redi.knowledge_base.guard import read_file
+from redi.knowledge_base.hashes import signed_again
 from redi.retrieval import Combiner
 
 FILE_NAME = "calibration.json"
@@ -132,7 +133,8 @@ def write(base: KnowledgeBase, calibration: Calibration) -> None:
         "entries": len(base),
         "calibrations": [each.to_dict() for each in (*kept, calibration)],
     }
-    replace_file(base.path / FILE_NAME, (json.dumps(content, allow_nan=False) + "\n").encode())
+    with signed_again(base.path, FILE_NAME):
+        replace_file(base.path / FILE_NAME, (json.dumps(content, allow_nan=False) + "\n").encode())
 
 
 def _all(base: KnowledgeBase) -> list[Calibration] | None:

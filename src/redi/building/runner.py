@@ -33,6 +33,7 @@ from redi.knowledge_base import (
     describe_differences,
     differences,
 )
+from redi.knowledge_base.taking_back import take_back_lost
 from redi.pictures import is_picture
 from redi.plan import Plan
 
@@ -123,11 +124,10 @@ def build(
     arguments = {**arguments_from(pipe, identity["call"]), **pictures}
     stop = stop_at_value and not previews
     recorder = UnitRecorder(pipe, arguments, plan, batch_size, stop, previews, allow_stochastic, dtype)
-    builder = _Builder(recorder, cluster, check, progress)
+    builder = _Builder(recorder, cluster, check, progress, prompts, seeds)
     kb = builder.opened(path, manifest) if begun else builder.created(path, manifest)
-    work = Work(prompts, seeds, kb.manifest.identity[INFORMATION]["unit_size"])
     with kb.lock():
-        builder.record_missing(kb, work)
+        builder.record_missing(kb, builder.work(kb.manifest))
         if not _is_finished(kb):
             kb.finish(device=pipe.device)
     _warn_of_refused(kb)
@@ -142,19 +142,36 @@ class _Builder:
     cluster: Cluster | None
     check: Check
     progress: bool
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+    def work(self, begun: Manifest) -> Work:
+        """Return the units of a base, of the size that it was begun with."""
+        return Work(self.prompts, self.seeds, begun.identity[INFORMATION]["unit_size"])
 
     def opened(self, path: str | PathLike[str], manifest: Manifest) -> KnowledgeBase:
         """Return the base to go on with."""
+
+        def planned(begun: Manifest) -> int:
+            _check_same_build(begun, manifest, str(path))
+            return len(self.work(begun))
+
+        take_back_lost(path, planned)
         kb = KnowledgeBase.open(path)
-        _check_same_build(kb, manifest)
+        _check_same_build(kb.manifest, manifest, kb.address)
         kb.check_files()
         return kb
 
     def created(self, path: str | PathLike[str], manifest: Manifest) -> KnowledgeBase:
-        """Return a new base."""
-        KnowledgeBase.check_free(path)
-        bank = NoiseBank.draw(manifest.noise["seeds"], manifest.latent_shape)
-        return KnowledgeBase.create(path, manifest, bank, self.references(bank))
+        """Return a new base, or the one to go on with that another build has begun there meanwhile."""
+        try:
+            KnowledgeBase.check_free(path)
+            bank = NoiseBank.draw(manifest.noise["seeds"], manifest.latent_shape)
+            return KnowledgeBase.create(path, manifest, bank, self.references(bank))
+        except KnowledgeBaseError:
+            if not KnowledgeBase.exists(path):
+                raise
+        return self.opened(path, manifest)
 
     def references(self, bank: NoiseBank) -> dict[int, Tensor]:
         """Return by key step where the empty prompt comes to from each noise: (M, *shape) float32.
@@ -209,16 +226,16 @@ def _noises_of(kb: KnowledgeBase, unit: Unit) -> Tensor:
     return NoiseBank.draw(unit.seeds, kb.manifest.latent_shape).latents
 
 
-def _check_same_build(kb: KnowledgeBase, manifest: Manifest) -> None:
+def _check_same_build(begun: Manifest, manifest: Manifest, address: str) -> None:
     """Refuse to go on with a base that was begun with other arguments.
 
     Raises:
         IncompatibleError: Something differs; the message prints both sides.
     """
-    found = differences(_what_makes_entries(kb.manifest), _what_makes_entries(manifest))
+    found = differences(_what_makes_entries(begun), _what_makes_entries(manifest))
     if found:
         raise IncompatibleError(
-            f"{kb.address} was begun with other arguments than this build's:\n{describe_differences(found)}",
+            f"{address} was begun with other arguments than this build's:\n{describe_differences(found)}",
             expected="the same model, plan, noises and prompts",
             fix="repeat the call that began it, or choose another folder",
         )

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from redi.knowledge_base import Entry, KnowledgeBase
 
 _PREVIEW_COLUMNS = 32
+_NOT_SIGNED = (
+    "the base has changed since it was built or saved, so rows were checked and files compared with nothing; "
+    "redi compact signs it again"
+)
 _CELL = "\x1b[38;2;{};{};{}m\x1b[48;2;{};{};{}m▀"
 
 
@@ -23,8 +27,8 @@ def inspect(
         bool,
         typer.Option(
             "--verify",
-            help="Read every row again (checksums, numbers, ids), and every file of a base that was saved or "
-            "downloaded with hashes.json; exit 1 if damaged.",
+            help="Read every row again (checksums, numbers, ids), and compare every file with hashes.json, unless "
+            "the base has grown since it was signed; exit 1 if damaged.",
         ),
     ] = False,
     entry: Annotated[
@@ -40,7 +44,7 @@ def inspect(
       redi inspect my-base --verify
       redi inspect my-base --entry 42
     """
-    from redi.knowledge_base import KnowledgeBase, compare_files
+    from redi.knowledge_base import KnowledgeBase, compare_files, read_hashes
 
     base = KnowledgeBase.open(kb)
     facts = _facts_of_entry(base, entry) if entry is not None else _facts(base)
@@ -53,6 +57,8 @@ def inspect(
             "refused": found.refused,
             "damaged": [*files, *found.damaged],
         }
+        if read_hashes(base.path) is None and base.address == str(base.path):
+            facts["verified"]["not signed"] = _NOT_SIGNED
     if as_json:
         typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
     else:
@@ -92,7 +98,7 @@ def _facts(base: KnowledgeBase) -> dict[str, Any]:
         "latent": " x ".join(map(str, manifest.latent_shape)),
         "distance to the nearest other entry": {f"key step {step}": _distances(base, step) for step in plan.key_steps},
         "built with": manifest.library_versions,
-        "signature": hashes.signature if hashes else "none: not saved or downloaded since it was built",
+        "signature": hashes.signature if hashes else "none: changed since it was built or saved",
     }
 
 

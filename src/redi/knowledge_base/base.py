@@ -17,6 +17,7 @@ from torch import Tensor
 from redi.errors import KnowledgeBaseError
 from redi.knowledge_base import leave_one_out, sharing
 from redi.knowledge_base.bucket import Bucket, is_address
+from redi.knowledge_base.copying import files_by_value_step
 from redi.knowledge_base.durable import JsonLines, writing
 from redi.knowledge_base.entries import (
     EntryBatch,
@@ -27,7 +28,7 @@ from redi.knowledge_base.entries import (
     rows_of,
 )
 from redi.knowledge_base.guard import check_links
-from redi.knowledge_base.hashes import drop_hashes
+from redi.knowledge_base.hashes import drop_hashes, write_hashes
 from redi.knowledge_base.index import ExactIndex, IndexFactory
 from redi.knowledge_base.index_files import IndexFiles
 from redi.knowledge_base.indexing import Indexer
@@ -210,7 +211,6 @@ class KnowledgeBase(Reader):
                     self._check_same()
                     if not self._table.is_current:
                         self._forget()
-                drop_hashes(self._path)
                 self._ledger.reload()
                 self._recover()
                 if self._removal.pending:
@@ -278,6 +278,7 @@ class KnowledgeBase(Reader):
             raise KnowledgeBaseError(f"unit {unit}", expected="a unit number of at least 0")
         if unit in self._ledger.records:
             return self._ledger.records[unit]
+        drop_hashes(self._path)
         rows, refusals = encode_unit(unit, batch, self._manifest, self._noises)
         if any(refusal.unit == unit for refusal in self.refused()):  # of an attempt that was killed
             self._refused.rewrite(line for line in self._refused.read() if line["unit"] != unit)
@@ -317,6 +318,7 @@ class KnowledgeBase(Reader):
                 known.add(each)
         if not places:
             return None
+        drop_hashes(self._path)
         new = rows.chosen(places, -1)
         unit = unit_named(new, self.completed_units())
         self._table.append_unit(replace(new, unit=unit))
@@ -332,6 +334,7 @@ class KnowledgeBase(Reader):
 
         They leave the disk with :meth:`compact`. Killed on the way, whoever writes next ends it. Errors as of add_rows.
         """
+        drop_hashes(self._path)
         self._removal.begin(entries)
         self._removal.end()
         self._forget()
@@ -352,9 +355,11 @@ class KnowledgeBase(Reader):
 
     @_published
     def _tidy(self, grace: timedelta) -> None:
+        drop_hashes(self._path)
         self._ledger.tidy(lambda record: record.unit >= FIRST_NAMED_UNIT and not record.rows)
-        self.finish(grace=grace)
+        self._finish(grace=grace)
         self._table.drop_old_versions(grace)
+        self.sign()
 
     def refused(self) -> list[Refusal]:
         """Return the entries that were not stored, each once."""
@@ -368,7 +373,8 @@ class KnowledgeBase(Reader):
         sample: int = 4096,
         grace: timedelta = timedelta(0),
     ) -> None:
-        """After a build: tidy the table, index it where that pays, and store leave-one-out distances of each key step.
+        """After a build: tidy the table, index it where that pays, store leave-one-out distances of each key step, and
+        sign the base.
 
         Args:
             device: Where to search; the CPU by default.
@@ -378,6 +384,13 @@ class KnowledgeBase(Reader):
         Raises:
             KnowledgeBaseError: Another builder works on this base, or the disk is full.
         """
+        self._finish(device=device, sample=sample, grace=grace)
+        self.sign()
+
+    def _finish(
+        self, *, device: torch.device | str | None = None, sample: int = 4096, grace: timedelta = timedelta(0)
+    ) -> None:
+        drop_hashes(self._path)
         self._compact(least=1, grace=grace)
         if self.indexer.pays(device=device):
             self.indexer.update()
@@ -387,8 +400,19 @@ class KnowledgeBase(Reader):
     @_published
     def measure(self, *, device: torch.device | str | None = None, sample: int = 4096) -> None:
         """Store leave-one-out distances of each key step; arguments and errors as of :meth:`finish`."""
+        drop_hashes(self._path)
         self._distances = leave_one_out.measure(self, device, sample)
         leave_one_out.store(self, self._distances)
+
+    def sign(self) -> None:
+        """Write ``hashes.json``, which the next change takes away; the list of a base in a bucket is ``head.json``.
+
+        Raises:
+            KnowledgeBaseError: Another builder works on this base, a file cannot be read, or the disk is full.
+        """
+        if self._mirror is None:
+            with self.lock():
+                write_hashes(self._path, files_by_value_step(self._table))
 
     @property
     def indexer(self) -> Indexer:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from redi.knowledge_base.codes import Coder
 from redi.knowledge_base.index import Index, Measured
-from redi.knowledge_base.recall import Reader, scan
+from redi.knowledge_base.recall import Reader, check_finite, scan
 
 _SPARE = 32
 _COMPARED_BYTES = 1 << 19
@@ -73,13 +73,20 @@ class CodedIndex:
 def compared(
     read: Reader, names: Tensor, queries: Tensor, candidates: Sequence[Tensor], wanted: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the ``wanted`` nearest of each query's candidates by explicit differences: (b, h) names and distances."""
+    """Return the ``wanted`` nearest of each query's candidates by explicit differences: (b, h) names and distances.
+
+    Raises:
+        KnowledgeBaseError: A candidate's key is not finite.
+    """
     rows = torch.empty(len(queries), wanted, dtype=torch.int64)
     distances = torch.empty(len(queries), wanted)
     for place, (query, near) in enumerate(zip(queries, candidates, strict=True)):
         usable = near[names[near] >= 0].sort().values
         few = torch.split(usable, max(1, _COMPARED_BYTES // (4 * query.numel())))
         exact = torch.cat([torch.linalg.vector_norm(read(part).sub_(query), dim=1) for part in few])
+        if not bool(exact.isfinite().all()):
+            for part in few:
+                check_finite(read(part))
         nearest = exact.sort(stable=True)
         distances[place] = nearest.values[:wanted]
         rows[place] = names[usable[nearest.indices[:wanted]]]

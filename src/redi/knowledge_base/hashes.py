@@ -2,7 +2,7 @@
 
 ``hashes.json`` names every file with its size and SHA-256; its ``signature`` is the SHA-256 of that list and stands
 for the whole base: who has it from a place that they trust needs to trust no other. Search indexes, which anybody may
-derive again, previews and what only a builder writes (``lock``) are not in it.
+derive again, previews, counts of uses and what only a builder writes (``lock``) are not in it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
@@ -22,7 +23,7 @@ from redi.knowledge_base.guard import check_depth, hash_of, read_file, shortened
 FILE_NAME = "hashes.json"
 MAX_BYTES = 1 << 27
 _VERSION = 1
-_NOT_HASHED = (FILE_NAME, "lock", "README.md", ".gitattributes", ".cache", "previews")
+_NOT_HASHED = (FILE_NAME, "lock", "README.md", ".gitattributes", ".cache", "previews", "uses.jsonl")
 _INDEXES, _HASHED_INDEXES = "index", ("leave_one_out.safetensors",)
 
 
@@ -146,6 +147,27 @@ def drop_hashes(folder: Path) -> None:
     """
     with writing(folder / FILE_NAME):
         (folder / FILE_NAME).unlink(missing_ok=True)
+
+
+@contextmanager
+def signed_again(folder: Path, name: str) -> Iterator[None]:
+    """Let one file of a base be replaced; a base that was signed is signed again, one that was not is left so.
+
+    Args:
+        folder: Of the base.
+        name: Of the file, below it.
+
+    Raises:
+        KnowledgeBaseError: The list is damaged, the file cannot be read, or the disk is full.
+    """
+    known = read_hashes(folder)
+    if known is None:
+        yield
+        return
+    drop_hashes(folder)  # killed on the way, the base has no list rather than a wrong one
+    yield
+    renewed = FileHashes({**known.files, name: _hash_of(folder / name)})
+    replace_file(folder / FILE_NAME, renewed.to_json().encode())
 
 
 def compare_files(folder: Path) -> list[str]:

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch import Tensor
 from redi.errors import KnowledgeBaseError, warn
 from redi.knowledge_base.guard import check_depth, hash_of, read_file
 from redi.knowledge_base.index import Index, Measured
-from redi.knowledge_base.noise_bank import load_tensors
+from redi.knowledge_base.noise_bank import read_tensor_file, unpack_tensors
 from redi.knowledge_base.packed_rows import PackedRows
 from redi.knowledge_base.table import EntryTable
 
@@ -32,6 +33,12 @@ STALE = 8
 """An index is of no use any more once more than an eighth of its entries has been removed."""
 _NAME = re.compile(r"(v|rows)-[0-9a-f]{16}")
 _MOST_JSON = 1 << 26
+_MOST_GONE = 8
+"""Entries of an index for each that the table holds; an index of more would take memory for what is not there."""
+_MOST_HEAD = 1 << 16
+"""Bytes of a tensor file beside its large tensors: names, shapes, a scale for each axis."""
+_MOST_AXES = 1 << 10
+"""Bytes that a coder may keep for each number of a latent: an axis has one."""
 _FIX = "redi index --rebuild"
 
 
@@ -99,9 +106,18 @@ class Facts:
                 for each in fields.pop("parts")
             )
             found = cls(**fields, parts=parts)
-            numbers = [found.count, *(v for p in parts for v in (p.key_step, p.noise_id, p.count, p.queries))]
-            numbers += [v for p in parts for m in p.measured for v in (m.neighbors, m.reranked)]
-            if not all(type(each) is int for each in numbers) or not _NAME.fullmatch(found.rows):
+            texts = [found.kb_id, *(p.method for p in parts), *found.sha256, *found.sha256.values()]
+            least = [(found.count, 0)]
+            least += [pair for p in parts for pair in ((p.key_step, 0), (p.noise_id, -1), (p.count, 0))]
+            least += [pair for p in parts for pair in ((p.queries, 0), (p.measured_at, 0))]
+            least += [pair for p in parts for m in p.measured for pair in ((m.neighbors, 1), (m.reranked, m.neighbors))]
+            shares = [share for p in parts for m in p.measured for share in (m.recall, m.lower)]
+            if (
+                not all(type(each) is int and each >= limit for each, limit in least)
+                or not all(type(each) in (int, float) and 0 <= each <= 1 for each in shares)
+                or not all(type(each) is str for each in texts)
+                or not _NAME.fullmatch(found.rows)
+            ):
                 raise ValueError("not the fields of an index")
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise KnowledgeBaseError(f"{FACTS} cannot be read: {str(error)[:200]}", fix=_FIX) from error
@@ -147,17 +163,18 @@ class View:
         if facts.kb_id != kb_id:
             raise KnowledgeBaseError(f"an index of {facts.kb_id[:60]}", expected=f"one of {kb_id}", fix=_FIX)
         self.facts, self._version, self._size = facts, version, size
-        self._check(ROWS)
-        rows = load_tensors(version / ROWS)
+        count, here = facts.count, len(table.directory.unit)
+        if count > _MOST_GONE * here:
+            raise KnowledgeBaseError(f"an index of {count} entries", expected=f"one of the {here} there are", fix=_FIX)
+        rows = self._tensors(ROWS, 8 * count * (3 + len(table.columns)) + _MOST_HEAD)
         self.columns = tuple(sorted(set(rows) - {"unit", "slot", "noise_id"}))
-        count = facts.count
         if any(each.shape != (count,) or each.dtype != torch.int64 for each in rows.values()):
             raise KnowledgeBaseError(f"{version / ROWS} is not of {count} entries", fix=_FIX)
         checksums = {column: rows[column].numpy().astype(np.uint32) for column in self.columns}
         self.noise_id = rows["noise_id"].numpy()
         self.row_of = _aligned(rows, self.columns, table)
         """(n) int64: the table's row of each entry of the index, -1 where it has gone."""
-        self.place_of = np.full(len(table.directory.unit), -1, dtype=np.int64)
+        self.place_of = np.full(here, -1, dtype=np.int64)
         """By row of the table: its place in the index, -1 if it came later."""
         alive = np.flatnonzero(self.row_of >= 0)
         self.place_of[self.row_of[alive]] = alive
@@ -189,8 +206,7 @@ class View:
         """
         from redi.knowledge_base.codes import coder_of
 
-        self._check(f"{part.file}.safetensors")
-        return coder_of(load_tensors(self._version / f"{part.file}.safetensors"), self._size)
+        return coder_of(self._tensors(f"{part.file}.safetensors", _MOST_AXES * self._size + _MOST_HEAD), self._size)
 
     def codes(self, part: Part, coder: Any) -> Any:
         """Return the part's codes: (n, bytes) uint8.
@@ -226,11 +242,20 @@ class View:
         codes = open_codes(path, coder, part.count)
         return CodedIndex(coder, codes, read, called, part.measured)
 
+    def _tensors(self, name: str, limit: int) -> dict[str, Tensor]:
+        """Return what is in a file; one of more than ``limit`` bytes is not read."""
+        data = read_tensor_file(self._version / name, limit)
+        self._compare(name, sha256(data).hexdigest())
+        return unpack_tensors(data, self._version / name)
+
     def _check(self, name: str) -> None:
         try:
             found = hash_of(self._version / name)
         except OSError as error:
             raise KnowledgeBaseError(f"cannot read {self._version / name}: {error}", fix=_FIX) from error
+        self._compare(name, found)
+
+    def _compare(self, name: str, found: str) -> None:
         if found != self.facts.sha256.get(name):
             raise KnowledgeBaseError(f"{self._version / name} does not match its checksum", fix=_FIX)
 

@@ -79,6 +79,16 @@ def stored(base: KnowledgeBase, key_step: int) -> Tensor:
     return distances
 
 
+def forget(folder: Path) -> None:
+    """Delete the distances of the base in a folder, so that the next build measures them again.
+
+    Raises:
+        KnowledgeBaseError: The folder is not writable.
+    """
+    with writing(folder / _FILE):
+        (folder / _FILE).unlink(missing_ok=True)
+
+
 def _path(base: KnowledgeBase) -> Path:
     return base.path / _FILE
 

@@ -8,9 +8,9 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,17 @@ class Ledger:
         kept = [record for record in self._records.values() if not dropped(record)]
         self._lines.rewrite([*map(_line, kept), {"version": self._version}])
         self._records = {record.unit: record for record in kept}
+
+    def take_back(self, units: Collection[int], version: int) -> None:
+        """Record that these units are not on the disk after all, nor any table version after ``version``.
+
+        Raises:
+            KnowledgeBaseError: The disk is full or not writable; the ledger is as before.
+        """
+        known = [record for record in self._records.values() if record.unit not in units]
+        kept = [replace(record, version=min(record.version, version)) for record in known]
+        self._lines.rewrite([*map(_line, kept), {"version": version}])
+        self._records, self._version = {record.unit: record for record in kept}, version
 
     def flushed(self, version: int) -> None:
         """Record that a table version without new entries (after compaction) has been flushed."""

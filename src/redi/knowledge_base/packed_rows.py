@@ -42,7 +42,10 @@ class PackedRows:
         self._seen = {column: np.zeros(len(each), dtype=bool) for column, each in checksums.items()}
 
     def keys(self, column: str, rows: Tensor) -> Tensor:
-        """Return (n, d) float32 for comparing; unchecked, because whatever is handed out in the end is checked."""
+        """Return (n, d) float32 for comparing; unchecked, because what is handed out in the end is checked.
+
+        A number that is not finite shows in the distances, where who compares looks for it.
+        """
         return self._tensors[column].index_select(0, rows).float()
 
     def latents(self, rows: npt.NDArray[np.int64], *columns: str) -> list[Latents]:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from redi.errors import KnowledgeBaseError
 from redi.knowledge_base.codes import Coder, Codes, ProjectedCoder, RotatedCoder, encode, filled
 from redi.knowledge_base.index import Measured
 
@@ -104,10 +105,26 @@ def scan(read: Reader, count: int, queries: Tensor, most: int, center: Tensor) -
     for part in chunks(count, queries.shape[1]):
         keys = read(part).sub_(center)
         squared = keys.square().sum(dim=1) - 2 * (centred @ keys.T)
+        if not bool(squared.isfinite().all()):
+            check_finite(keys)
         both, where = torch.cat([best, squared], dim=1), torch.cat([places, part.expand(len(queries), -1)], dim=1)
         best, chosen = both.topk(min(most, both.shape[1]), dim=1, largest=False)
         places = where.gather(1, chosen)
     return places
+
+
+def check_finite(keys: Tensor) -> None:
+    """Refuse keys (n, d) float32 that nobody stored; told only where distances to them are not finite, which is cheap.
+
+    Raises:
+        KnowledgeBaseError: A number is not finite.
+    """
+    if not bool(keys.isfinite().all()):
+        raise KnowledgeBaseError(
+            "keys to compare with are not finite",
+            expected="the copies of keys that redi wrote",
+            fix="redi index --rebuild",
+        )
 
 
 def true_neighbors(read: Reader, count: int, queries: Tensor, own: Tensor) -> Tensor:

@@ -102,11 +102,18 @@ class Searcher:
             if not members.size:
                 continue
             asked = [i for i in range(count) if noise_ids[i] == noise_id and usable[i]]
-            index = self._index(noise_id, key_step, where, members)
             reference = self._noises.reference(key_step, torch.tensor([noise_id])).to(where)
             offsets = (queries[asked].detach().to(where, torch.float32) - reference).flatten(1)
             searched.append((asked, members))
-            answers.append(index.search(offsets, neighbors))
+            index = self._index(noise_id, key_step, where, members)
+            try:
+                answer = index.search(offsets, neighbors)
+            except KnowledgeBaseError as error:
+                if self.make is not ExactIndex or not self._files.view():
+                    raise
+                self._files.distrust(error)
+                answer = self._index(noise_id, key_step, where, members).search(offsets, neighbors)
+            answers.append(answer)
         for (asked, members), (positions, found) in zip(searched, _on_host(answers, where), strict=True):
             if positions.numel() and not 0 <= int(positions.min()) <= int(positions.max()) < len(members):
                 raise KnowledgeBaseError(

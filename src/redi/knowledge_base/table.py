@@ -29,7 +29,7 @@ from redi.knowledge_base.rows import (
     schema_of,
 )
 from redi.knowledge_base.table_form import check_count, check_filled, check_form, check_sizes, is_of_reading, reading
-from redi.knowledge_base.versions import GRACE, drop_replaced, set_torn_aside, stamp_of
+from redi.knowledge_base.versions import GRACE, drop_replaced, last_before_empty, set_torn_aside, stamp_of
 
 ROWS_PER_FRAGMENT = 4096
 COMMITS_PER_COMPACTION = 256
@@ -76,13 +76,27 @@ class EntryTable:
             raise KnowledgeBaseError(
                 f"no table at {self.path}", expected="the table of entries", fix="restore it or build it again"
             )
-        with reading(self.path):
-            try:
-                return lance.dataset(str(self.path))
-            except (OSError, ValueError, RuntimeError):
-                if not version:
-                    raise
-                return lance.dataset(str(self.path), version=version)
+        try:
+            with reading(self.path):
+                try:
+                    return lance.dataset(str(self.path))
+                except (OSError, ValueError, RuntimeError):
+                    if not version:
+                        raise
+                    return lance.dataset(str(self.path), version=version)
+        except KnowledgeBaseError as error:
+            if last_before_empty(self.path / "_versions") is None:
+                raise
+            raise KnowledgeBaseError(
+                f"{self.path}: the newest version of the table is empty (0 bytes)",
+                expected="the whole table that redi wrote",
+                fix="run the same redi build again: it makes the missing units again; or restore the folder",
+            ) from error
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the latent columns."""
+        return self._columns.names
 
     def check_files(self) -> None:
         """Compare every data file's size with what the table says, which costs no read of it.

@@ -106,6 +106,7 @@ def remove(base: KnowledgeBase, where: Where) -> list[Entry]:
         found = [entry for _, entry in matching(base, where)]
         if found:
             base.remove([(entry.unit, entry.slot) for entry in found])
+            base.sign()
     return found
 
 
@@ -254,4 +255,5 @@ def split(base: KnowledgeBase, where: Where, folder: str | PathLike[str]) -> tup
             made.finish()
         if found:
             base.remove([(entry.unit, entry.slot) for _, entry in found])
+            base.sign()
     return made, len(found)

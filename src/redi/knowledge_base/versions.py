@@ -31,12 +31,29 @@ def set_torn_aside(folder: Path, version: int) -> None:
     """Rename manifests newer than ``version``; nothing that they alone name was ever acknowledged."""
     with writing(folder):
         for file in folder.glob("*.manifest"):
-            number = int(file.stem) if file.stem.isdigit() else 0
-            if len(file.stem) == 20:
-                number = 2**64 - 1 - number
-            if number > version:
+            if _number_of(file) > version:
                 file.rename(file.with_suffix(".torn"))
         fsync_file(folder)
+
+
+def last_before_empty(folder: Path) -> int | None:
+    """Return the version before those whose manifests hold nothing, 0 if no other is left; None if none is empty.
+
+    Versions that were all set aside count as empty: who did so was killed before there was a new one.
+    """
+    sizes: dict[int, int] = {}
+    for file in folder.glob("*.manifest"):
+        with suppress(FileNotFoundError):
+            sizes[_number_of(file)] = file.stat().st_size
+    whole = max((number for number, size in sizes.items() if size), default=0)
+    empty = any(number > whole for number in sizes) or (not whole and any(folder.glob("*.torn")))
+    return whole if empty else None
+
+
+def _number_of(manifest: Path) -> int:
+    """Return the version that a manifest is of; Lance names versions in two ways."""
+    number = int(manifest.stem) if manifest.stem.isdecimal() else 0
+    return 2**64 - 1 - number if len(manifest.stem) == 20 else number
 
 
 def stamp_of(table: Path, version: int) -> tuple[int, int] | None:
