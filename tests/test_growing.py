@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from typer.testing import CliRunner
 
 import redi
 from redi.building.recorder import record
+from redi.building.status import build_status
 from redi.cli.app import app
-from redi.errors import InputError, KnowledgeBaseError
+from redi.errors import InputError, KnowledgeBaseError, RediWarning
 from redi.growing import is_plain
 from redi.knowledge_base import KnowledgeBase
 from redi.knowledge_base.eviction import RULES, Use, UseLog, least_worth
 from redi.knowledge_base.growth import Growth, add_grown, bytes_of_an_entry
+from redi.knowledge_base.guard import bytes_below
 from small_base import ROWS, create, filled, grow_alone, unit_batch
 from tiny import tiny_pipeline
 from tiny_build import PLAN, build_tiny
@@ -245,6 +248,76 @@ def test_a_damaged_count_of_uses_is_named(tmp_path: Path) -> None:
     (base.path / "uses.jsonl").write_text('{"at": 1, "used": [[1]]}\n')
     with pytest.raises(KnowledgeBaseError, match="counting begins again"):
         UseLog(base.path, 1.0).read()
+
+
+def test_what_grew_is_told_apart_from_what_was_built(pipe: Any, base: KnowledgeBase) -> None:
+    before = build_status(base.path)
+    assert grown(pipe, base, prompt=NEW)
+    after = build_status(base.path)
+    assert (after.units_done, after.entries, before.more) == (before.units_done, before.entries, 0)
+    assert after.more == len(KnowledgeBase.open(base.path)) - before.entries > 0
+    told = CliRunner().invoke(app, ["build", "status", str(base.path)]).output
+    assert f"units: {before.units_done} of {before.units_done}" in told
+    assert f"grown or merged in: {after.more}" in told
+    assert (
+        f"{before.entries} of {before.prompts} prompts" in CliRunner().invoke(app, ["inspect", str(base.path)]).output
+    )
+
+
+DAMAGED = ['{"at": 1, "used": [[1]]}\n', "nonsense\n", '{"known": [[0, 0, 1, 1.0, NaN, 5.0]]}\n']
+
+
+@pytest.mark.parametrize("line", DAMAGED)
+def test_a_full_base_stays_full_though_its_count_of_uses_is_damaged(tmp_path: Path, line: str) -> None:
+    base = create(tmp_path / "base")
+    (base.path / "uses.jsonl").write_text(line)
+    growth = Growth(capacity=12)
+    with pytest.warns(RediWarning, match="counted anew"):
+        sizes = [add_grown(base, unit_batch(unit), growth, {}, 1.0) and len(base) for unit in range(5)]
+    assert max(sizes) <= 12
+    assert (base.path / "uses.torn").read_text().startswith(line)
+    assert UseLog(base.path, 1.0).read()
+
+
+def test_uses_in_the_future_count_as_uses_now(tmp_path: Path) -> None:
+    base = create(tmp_path / "base")
+    (base.path / "uses.jsonl").write_text('{"known": [[0, 0, 1, 1.0, 1.0, 1e300]]}\n')
+    growth = Growth(capacity=12, half_life=3600.0)
+    for unit in range(5):
+        add_grown(base, unit_batch(unit), growth, {(0, 0): (1, 5.0)}, 1.0, now=1e6 - 8e6 * (unit % 2))
+        assert len(base) <= 12
+    late, early = Use(1, 1.0, 1.0, 900.0), Use(1, 1.0, 1.0, 100.0)
+    assert least_worth([(0, 1), (0, 0)], {(0, 0): late, (0, 1): early}, 1, "lru", 100.0, 1.0) == [(0, 1)]
+
+
+def test_many_uses_are_put_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("redi.knowledge_base.eviction._LONG", 2000)
+    base = filled(tmp_path / "base")
+    for at in range(200):
+        add_grown(base, None, Growth(), {(at % 4, 2): (1, 3.0)}, 1.0, now=float(at))
+    assert (base.path / "uses.jsonl").stat().st_size < 2200
+    assert {name: use.uses for name, use in UseLog(base.path, 1e9).read().items()} == {
+        (unit, 2): 50 for unit in range(4)
+    }
+
+
+def test_what_is_evicted_leaves_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("redi.knowledge_base.base.GRACE", timedelta(0))
+    base, sizes, versions = create(tmp_path / "base"), [], []
+    for unit in range(60):
+        add_grown(base, unit_batch(unit), Growth(capacity=18), {}, 1.0)
+        sizes.append(bytes_below(base.path / "entries.lance"))
+        versions.append(len(list((base.path / "entries.lance/_versions").iterdir())))
+    assert max(sizes[20:]) < 1.5 * max(sizes[:20])
+    assert max(versions) < 10
+    assert base.verify().clean
+
+
+@pytest.mark.parametrize("option", [["--capacity", "5"], ["--capacity-size", "1GB"], ["--eviction", "lru"]])
+def test_a_capacity_without_growing_is_refused(base: KnowledgeBase, option: list[str]) -> None:
+    found = CliRunner().invoke(app, ["generate", "a red circle", "--kb", str(base.path), *option])
+    assert found.exit_code == 1
+    assert "without --grow" in found.output
 
 
 def test_several_processes_grow_one_base_and_a_reader_sees_all(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from os import PathLike
 from redi.identity import INFORMATION
 from redi.knowledge_base import KnowledgeBase
 from redi.knowledge_base.ledger import holder_of
+from redi.knowledge_base.rows import FIRST_NAMED_UNIT
 
 
 @dataclass(frozen=True)
@@ -16,9 +17,10 @@ class BuildStatus:
     """How far a build is.
 
     Args:
-        units_done: Units of work that need not be done again.
+        units_done: Units of work of the build that need not be done again.
         units: Units in all; None if the base was not made by a build.
-        entries: Entries stored.
+        entries: Entries stored by the build.
+        more: Entries that came otherwise: grown, or merged in.
         prompts: Prompts of the build; None if the base was not made by one.
         refused: Prompts that were skipped, named in ``refused.jsonl``.
         builder: Process and machine that build now; None: nobody.
@@ -28,6 +30,7 @@ class BuildStatus:
     units_done: int
     units: int | None
     entries: int
+    more: int
     prompts: int | None
     refused: int
     builder: str | None
@@ -45,13 +48,15 @@ def build_status(path: str | PathLike[str]) -> BuildStatus:
     prompts = information.get("prompts", {}).get("count")
     unit_size = information.get("unit_size")
     units = -(-prompts // unit_size) if isinstance(prompts, int) and isinstance(unit_size, int) and unit_size else None
-    done = kb.completed_units()
+    done = [unit for unit in kb.completed_units() if unit < FIRST_NAMED_UNIT]
+    more = kb.count_of_more()
     ledger = kb.path / "ledger" / "units.jsonl"
     committed = datetime.fromtimestamp(ledger.stat().st_mtime, UTC) if done and ledger.is_file() else None
     return BuildStatus(
         units_done=len(done),
         units=units,
-        entries=len(kb),
+        entries=len(kb) - more,
+        more=more,
         prompts=prompts if isinstance(prompts, int) else None,
         refused=len(kb.refused()),
         builder=holder_of(kb.path / "lock"),

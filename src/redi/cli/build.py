@@ -160,6 +160,7 @@ def status(
     for name, done, total in (
         ("units", found.units_done, found.units),
         ("entries", found.entries, found.prompts),
+        *([("grown or merged in", found.more, None)] if found.more else []),
         ("refused", found.refused, None),
         ("builder", found.builder or "nobody", None),
         ("last commit", found.last_commit or "none yet", None),

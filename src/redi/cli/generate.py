@@ -44,8 +44,16 @@ def generate(
       redi generate --prompts captions.txt --kb my-base --grow --capacity-size 2GB
     """
     from redi.cli.run import run_and_write
+    from redi.errors import InputError
     from redi.knowledge_base.growth import Growth
 
+    growth = Growth(capacity, options.size(capacity_size), eviction)
+    if growth != Growth() and not grow:
+        raise InputError(
+            "a capacity or a rule of eviction without --grow",
+            expected="both: nothing is added without it, so nothing goes",
+            fix="add --grow, or leave --capacity, --capacity-size and --eviction out",
+        )
     run_and_write(
         "generate",
         prompt,
@@ -65,5 +73,5 @@ def generate(
         quantile=options.limit(quantile),
         max_loss=max_loss,
         strict=strict,
-        grow=Growth(capacity, options.size(capacity_size), eviction) if grow else False,
+        grow=growth if grow else False,
     )

@@ -77,12 +77,13 @@ def _facts(base: KnowledgeBase) -> dict[str, Any]:
     information, scheduler = _object(identity, "information"), _object(identity, "scheduler")
     asked = _object(information, "prompts").get("count")
     hashes = read_hashes(base.path)
-    size = bytes_below(base.path)
+    size, more = bytes_below(base.path), base.count_of_more()
     return {
         "knowledge base": base.address,
         "id": manifest.kb_id,
         "created": manifest.created,
-        "entries": f"{len(base)}" + (f" of {asked} prompts" if asked else ""),
+        "entries": f"{len(base) - more}" + (f" of {asked} prompts" if asked else ""),
+        **({"grown or merged in": more} if more else {}),
         "refused": len(base.refused()),
         "size": f"{size / 1e6:.1f} MB",
         "bytes an entry": _bytes_of_entries(base, size),

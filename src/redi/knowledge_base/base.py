@@ -332,11 +332,14 @@ class KnowledgeBase(Reader):
     def remove(self, entries: Collection[tuple[int, int]]) -> None:
         """Take entries out for good, by unit and slot; those that are not there are passed over.
 
-        They leave the disk with :meth:`compact`. Killed on the way, whoever writes next ends it. Errors as of add_rows.
+        Killed on the way, whoever writes next ends it. What they hold on the disk is given back once they are many,
+        and once no version that had them can still be read; :meth:`compact` does it now. Errors as of add_rows.
         """
         drop_hashes(self._path)
         self._removal.begin(entries)
         self._removal.end()
+        self._compact(grace=GRACE)
+        self._table.drop_old_versions(GRACE)
         self._forget()
 
     def _compact(self, *, least: int | None = None, grace: timedelta = GRACE) -> None:

@@ -13,13 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from redi.errors import KnowledgeBaseError
-from redi.knowledge_base.durable import JsonLines
+from redi.errors import KnowledgeBaseError, warn
+from redi.knowledge_base.durable import JsonLines, writing
 
 Name = tuple[int, int]
 """Unit and slot of an entry."""
 
 FILE_NAME = "uses.jsonl"
+_LONG = 1 << 24
+"""Bytes from which the file is put in one line again."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,8 @@ class Use:
     last: float = -math.inf
 
     def aged_at(self, when: float, half_life: float) -> float:
-        """Return ``aged`` at a later time."""
-        return self.aged * 0.5 ** ((when - self.last) / half_life) if self.aged else 0.0
+        """Return ``aged`` at a later time; what was used in the future, by a clock set back, counts as used now."""
+        return self.aged * 0.5 ** (max(0.0, when - self.last) / half_life) if self.aged else 0.0
 
     def again(self, at: float, uses: int, saved: float, half_life: float) -> Use:
         """Return what it is after more uses; none of them: it was added, and ``saved`` is what it starts with."""
@@ -51,7 +53,7 @@ class Use:
 RULES: Mapping[str, Callable[[Use, float, float], float]] = {
     "aged": lambda use, now, half_life: use.aged_at(now, half_life),
     "nirvana": lambda use, now, half_life: use.saved,
-    "lru": lambda use, now, half_life: use.last,
+    "lru": lambda use, now, half_life: min(use.last, now),
     "fifo": lambda use, now, half_life: 0.0,
 }
 """Scores of an entry: (use, now, half-life) -> the lowest go first, among equals the ones added first."""
@@ -85,6 +87,27 @@ class UseLog:
         if used:
             self._lines.append([{"at": at, "used": [[*name, uses, saved] for name, (uses, saved) in used.items()]}])
 
+    @property
+    def is_long(self) -> bool:
+        """Whether :meth:`tidy` is due."""
+        return self._lines.path.is_file() and self._lines.path.stat().st_size > _LONG
+
+    def known(self) -> dict[Name, Use]:
+        """Return what :meth:`read` does; a file that does not read is set aside with a warning, for counts only say
+        which entries go first. Under the builder's lock.
+
+        Raises:
+            KnowledgeBaseError: The folder is not writable.
+        """
+        try:
+            return self.read()
+        except KnowledgeBaseError as error:
+            aside = self._lines.path.with_suffix(".torn")
+            with writing(self._lines.path):
+                self._lines.path.replace(aside)
+            warn(f"{str(error).splitlines()[0]}; it is {aside.name} now, and uses are counted anew")
+            return {}
+
     def read(self) -> dict[Name, Use]:
         """Return what is known of every entry that was used or grown.
 
@@ -105,6 +128,8 @@ class UseLog:
 
     def _take(self, found: dict[Name, Use], line: Mapping[str, Any]) -> None:
         for unit, slot, uses, saved, aged, last in line.get("known", ()):
+            if math.isnan(saved + aged + last):
+                raise ValueError("not a number")
             found[int(unit), int(slot)] = Use(int(uses), float(saved), float(aged), float(last))
         for unit, slot, uses, saved in line.get("used", ()):
             known = found.get((unit, slot), Use())
@@ -116,6 +141,6 @@ class UseLog:
         Raises:
             KnowledgeBaseError: The disk is full or not writable; the file is as before.
         """
-        known = {name: use for name, use in self.read().items() if name in kept}
+        known = {name: use for name, use in self.known().items() if name in kept}
         rows = [[*name, use.uses, use.saved, use.aged, use.last] for name, use in known.items()]
         self._lines.rewrite([{"known": rows}])

@@ -130,6 +130,8 @@ def add_grown(
                 added = record.rows
                 used = {**used, **{(record.unit, slot): (0, worth) for slot in range(added)}}
         log.add(now, used)
+        if log.is_long:
+            log.tidy(set(base.names()))
         evicted = 0 if limit is None or growth.eviction == "none" else _evict(base, log, growth, limit, now)
         if added or evicted:
             _measure_again(base)
@@ -142,7 +144,7 @@ def _evict(base: KnowledgeBase, log: UseLog, growth: Growth, limit: int, now: fl
     if over <= 0:
         return 0
     names = base.names()
-    gone = least_worth(names, log.read(), min(len(names), over + limit // 20), growth.eviction, now, growth.half_life)
+    gone = least_worth(names, log.known(), min(len(names), over + limit // 20), growth.eviction, now, growth.half_life)
     base.remove(gone)
     log.tidy(set(names) - set(gone))
     return len(gone)

@@ -13,7 +13,7 @@ from redi.knowledge_base.entries import Entry, Neighbors
 from redi.knowledge_base.manifest import Manifest
 from redi.knowledge_base.noise_bank import NoiseBank
 from redi.knowledge_base.noises import Noises
-from redi.knowledge_base.rows import positions_of
+from redi.knowledge_base.rows import FIRST_NAMED_UNIT, positions_of
 from redi.knowledge_base.searching import Searcher
 from redi.knowledge_base.table import EntryTable
 from redi.plan import Plan
@@ -52,6 +52,10 @@ class Reader:
     def noise_ids(self) -> npt.NDArray[np.int32]:
         """Return the noise id of every row: (n,), -1 for independent noise."""
         return self._table.directory.noise_id
+
+    def count_of_more(self) -> int:
+        """Return how many entries no build made: grown, or merged in."""
+        return int((self._table.directory.unit >= FIRST_NAMED_UNIT).sum())
 
     def names(self) -> list[tuple[int, int]]:
         """Return unit and slot of every row, which name an entry for good."""

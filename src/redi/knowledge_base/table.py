@@ -275,7 +275,8 @@ class EntryTable:
         return found
 
     def compact(self, *, least: int | None = None) -> bool:
-        """Merge small fragments once there are more than ``least`` (by default COMMITS_PER_COMPACTION) of them.
+        """Merge small fragments once there are more than ``least`` (by default COMMITS_PER_COMPACTION) of them, or
+        once deleted rows are a quarter of all.
 
         A number for ``least`` also rewrites fragments that hold deleted rows, so that these leave the disk with the
         old versions. Row positions stay. Old versions stay too, until :meth:`drop_old_versions`.
@@ -285,7 +286,8 @@ class EntryTable:
         """
         fragments = self._dataset.get_fragments()
         small = sum(fragment.count_rows() < ROWS_PER_FRAGMENT for fragment in fragments)
-        tidy = least is None or not any(fragment.num_deletions for fragment in fragments)
+        deleted = sum(fragment.num_deletions for fragment in fragments)
+        tidy = not deleted if least is not None else 4 * deleted < deleted + len(self.directory.unit)
         if tidy and small <= max(1, COMMITS_PER_COMPACTION if least is None else least):
             return False
         units = self.directory.unit
