@@ -173,7 +173,7 @@ def rivals() -> Study:
         for key_step, value_steps in ((1, (4, 5, 6, 7, 8)), (2, (4, 6, 7, 8, 9)), (3, (5, 7, 8, 9))):
             jumps += [redi(short, key_step, v, weights="kriging") for v in value_steps]
         jumps += [redi(shortest, k, v, weights="kriging") for k, v in ((2, 3), (1, 3), (2, 4), (1, 4))]
-    for recording in (*_BETWEEN, *_LONG):
+    for recording in (*_BETWEEN, _DPM_SHORTER, *_LONG):
         jumps += [redi(recording, recording.key_steps[0], v, weights="kriging") for v in recording.value_steps]
     return Study("rivals", "Few calls: ReDi and solvers alone", (full, *plains, *jumps), full, plot=True)
 
