@@ -103,9 +103,9 @@ def test_a_folder_in_use_is_not_written_over(base: KnowledgeBase) -> None:
         base.save_pretrained(base.path)
 
 
-@pytest.mark.parametrize("name", ["nowhere", "/no/such/folder", "a/b/c", "../up", "a b/c"])
-def test_what_is_no_folder_and_no_hub_id_is_refused(name: str) -> None:
-    with pytest.raises(InputError, match="is no folder"):
+@pytest.mark.parametrize("name", ["nowhere", "/no/such/folder", "a/b/c", "../up", "a b/c", None])
+def test_what_is_no_folder_and_no_hub_id_is_refused(name: Any) -> None:
+    with pytest.raises(InputError, match="is no folder and no hub id"):
         KnowledgeBase.from_pretrained(name)
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _CARD = "README.md"
-_LOCAL_ONLY = ["lock", "previews/*", "*.torn", "*.tmp-*"]
+_LOCAL_ONLY = ["lock", "uses.jsonl", "previews/*", "*.torn", "*.tmp-*"]
 
 
 def fetch(source: str | PathLike[str], revision: str | None = None) -> Path:
@@ -39,7 +39,7 @@ def fetch(source: str | PathLike[str], revision: str | None = None) -> Path:
         InputError: It is none of these, or the hub does not give it.
         KnowledgeBaseError: The bucket does not give it.
     """
-    if Path(source).is_dir() or is_address(source):
+    if isinstance(source, (str, PathLike)) and (Path(source).is_dir() or is_address(source)):
         if revision is not None:
             raise InputError(f"revision {revision!r} of {source}", expected="a revision of a hub id")
         if not is_address(source):
@@ -182,7 +182,8 @@ def _hub_id(source: str | PathLike[str]) -> str:
     name = str(source)
     if not _HUB_ID.fullmatch(name) or ".." in name:
         raise InputError(
-            f"{name!r} is no folder", expected=f"a folder with a {MANIFEST}, or a hub id such as owner/name"
+            f"{source!r} is no folder and no hub id",
+            expected=f"a folder with a {MANIFEST}, s3://bucket/name, or a hub id such as owner/name",
         )
     return name
 
