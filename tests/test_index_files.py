@@ -383,3 +383,15 @@ def test_redi_index_tells_what_was_chosen(path: Path, capsys: pytest.CaptureFixt
     told = json.loads(run(capsys, "index", path, "--show", "--json"))
     assert told["entries in the index"] == COUNT
     assert told["parts"][0]["measured"][0]["recall"] >= 0.99
+
+
+@pytest.mark.parametrize(
+    "pattern", ["CURRENT", "v-*/rows.safetensors", "v-*/key_1*.codes", "v-*/key_1*.safetensors", "rows-*/key_1.f16"]
+)
+def test_verifying_finds_a_changed_byte_of_any_file_of_an_index(path: Path, pattern: str) -> None:
+    assert KnowledgeBase.open(path).verify().clean
+    file = next((path / "index").glob(pattern))
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    assert not KnowledgeBase.open(path).verify().clean

@@ -82,8 +82,8 @@ class KnowledgeBase(Reader):
         self._refused = JsonLines(path / REFUSED)
         self._lock = BuilderLock(path / "lock")
         table = EntryTable(path / TABLE, manifest.kb_id, columns_of(manifest), self._ledger.version)
-        files = IndexFiles(path / INDEX, table, manifest.kb_id, manifest.size)
-        super().__init__(manifest, noises, table, Searcher(table, noises, manifest.latent_shape, index, files))
+        self._files = IndexFiles(path / INDEX, table, manifest.kb_id, manifest.size)
+        super().__init__(manifest, noises, table, Searcher(table, noises, manifest.latent_shape, index, self._files))
         self._removal = Removal(path, table, self._ledger)
         self._distances: dict[int, Tensor] = {}
 
@@ -439,8 +439,8 @@ class KnowledgeBase(Reader):
         return self._distances[key_step]
 
     def verify(self) -> VerifyReport:
-        """Read every row again: checksums, finite numbers, shapes, ids; and compare with the ledger."""
-        return verified(self._table, self._ledger, len(self.noise_bank), len(self.refused()))
+        """Read every row again: checksums, finite numbers, shapes, ids; compare with the ledger; read the index."""
+        return verified(self._table, self._ledger, len(self.noise_bank), len(self.refused()), self._files)
 
 
 def _mirror_of(path: str | PathLike[str]) -> Mirror | None:

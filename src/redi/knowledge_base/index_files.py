@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ _MOST_HEAD = 1 << 16
 """Bytes of a tensor file beside its large tensors: names, shapes, a scale for each axis."""
 _MOST_AXES = 1 << 10
 """Bytes that a coder may keep for each number of a latent: an axis has one."""
+_AT_ONCE = 512
 _FIX = "redi index --rebuild"
 
 
@@ -242,6 +244,19 @@ class View:
         codes = open_codes(path, coder, part.count)
         return CodedIndex(coder, codes, read, called, part.measured)
 
+    def problems(self) -> Iterator[str]:
+        """Read every file of the version again; say what is damaged."""
+        checks: list[Callable[[], object]] = [partial(self._check, name) for name in self.facts.sha256]
+        for column in self.columns:
+            for start in range(0, self.facts.count, _AT_ONCE):
+                rows = np.arange(start, min(start + _AT_ONCE, self.facts.count))
+                checks.append(partial(self.packed.latents, rows, column))
+        for check in checks:
+            try:
+                check()
+            except KnowledgeBaseError as error:
+                yield error.got
+
     def _tensors(self, name: str, limit: int) -> dict[str, Tensor]:
         """Return what is in a file; one of more than ``limit`` bytes is not read."""
         data = read_tensor_file(self._version / name, limit)
@@ -307,6 +322,15 @@ class IndexFiles:
             except KnowledgeBaseError as error:
                 self.distrust(error)
         return self._view
+
+    def problems(self) -> Iterator[str]:
+        """Read every file of the current version again, copies of latents too; say what is damaged."""
+        try:
+            found = read_facts(self._folder)
+            if found:
+                yield from View(self._folder, *found, self._table, self._kb_id, self._size).problems()
+        except KnowledgeBaseError as error:
+            yield error.got
 
     def distrust(self, error: KnowledgeBaseError) -> None:
         """Do without this version from now on."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from redi.errors import KnowledgeBaseError
 from redi.knowledge_base.entries import VerifyReport
+from redi.knowledge_base.index_files import IndexFiles
 from redi.knowledge_base.ledger import Ledger
 from redi.knowledge_base.table import EntryTable
 
 
-def verified(table: EntryTable, ledger: Ledger, noises: int, refused: int) -> VerifyReport:
-    """Read every row again: checksums, finite numbers, shapes, ids; and compare with the ledger."""
-    damaged = list(table.problems())
+def verified(table: EntryTable, ledger: Ledger, noises: int, refused: int, index: IndexFiles) -> VerifyReport:
+    """Read every row again: checksums, finite numbers, shapes, ids; compare with the ledger; read the index."""
+    damaged = [*table.problems(), *index.problems()]
     try:
         counts, duplicates = table.rows_by_unit(), table.directory.repeated()
         outside = set(table.directory.noise_id.tolist()) - set(range(-1, noises))
