@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import threading
 from collections.abc import Iterator
@@ -264,7 +265,14 @@ def test_what_grew_is_told_apart_from_what_was_built(pipe: Any, base: KnowledgeB
     )
 
 
-DAMAGED = ['{"at": 1, "used": [[1]]}\n', "nonsense\n", '{"known": [[0, 0, 1, 1.0, NaN, 5.0]]}\n']
+DAMAGED = [
+    '{"at": 1, "used": [[1]]}\n',
+    "nonsense\n",
+    '{"known": [[0, 0, 1, 1.0, NaN, 5.0]]}\n',
+    '{"known": [[0, 0, 1, 1.0, Infinity, 5.0]]}\n',
+    '{"at": NaN, "used": [[0, 0, 1, 1.0]]}\n',
+    '{"at": 1, "used": [[0, 0, 1, NaN]]}\n',
+]
 
 
 @pytest.mark.parametrize("line", DAMAGED)
@@ -277,6 +285,23 @@ def test_a_full_base_stays_full_though_its_count_of_uses_is_damaged(tmp_path: Pa
     assert max(sizes) <= 12
     assert (base.path / "uses.torn").read_text().startswith(line)
     assert UseLog(base.path, 1.0).read()
+
+
+def test_an_eviction_that_fails_again_and_again_lets_one_group_in_at_most(tmp_path: Path) -> None:
+    base, growth = create(tmp_path / "base"), Growth(capacity=12)
+    (base.path / "uses.jsonl").write_text("nonsense\n")
+    (base.path / "uses.torn").mkdir()  # where it cannot be set aside
+    sizes = []
+    for unit in range(6):
+        with contextlib.suppress(KnowledgeBaseError):
+            add_grown(base, unit_batch(unit), growth, {}, 1.0)
+        sizes.append(len(base))
+    assert sizes[2:] == [12 + ROWS] * 4
+    (base.path / "uses.torn").rmdir()
+    with pytest.warns(RediWarning, match="counted anew"):
+        found = add_grown(base, unit_batch(6), growth, {}, 1.0)
+    assert (found.added, found.evicted, len(base)) == (ROWS, 2 * ROWS, 12)
+    assert base.verify().clean
 
 
 def test_uses_in_the_future_count_as_uses_now(tmp_path: Path) -> None:
@@ -295,10 +320,34 @@ def test_many_uses_are_put_in_one_line(tmp_path: Path, monkeypatch: pytest.Monke
     base = filled(tmp_path / "base")
     for at in range(200):
         add_grown(base, None, Growth(), {(at % 4, 2): (1, 3.0)}, 1.0, now=float(at))
-    assert (base.path / "uses.jsonl").stat().st_size < 2200
+    assert (base.path / "uses.jsonl").stat().st_size < 2200 + 128 * len(base)
     assert {name: use.uses for name, use in UseLog(base.path, 1e9).read().items()} == {
         (unit, 2): 50 for unit in range(4)
     }
+
+
+def test_a_count_of_many_entries_is_not_written_again_for_every_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("redi.knowledge_base.eviction._LONG", 0)
+    base, lines = filled(tmp_path / "base"), []
+    for at in range(20):
+        add_grown(base, None, Growth(), dict.fromkeys(base.names(), (1, 3.1)), 1.0, now=at + 0.123456789)
+        lines.append((base.path / "uses.jsonl").read_bytes().count(b"\n"))
+    assert 2 <= lines.count(1) < 10
+    assert {use.uses for use in UseLog(base.path, 1e9).read().values()} == {20}
+
+
+def test_the_ledger_does_not_grow_with_what_was_evicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("redi.knowledge_base.base.COMMITS_PER_COMPACTION", 8)
+    base, lines = filled(tmp_path / "base"), []
+    for unit in range(4, 44):
+        add_grown(base, unit_batch(unit), Growth(capacity=30, eviction="fifo"), {}, 1.0)
+        lines.append((base.path / "ledger/units.jsonl").read_bytes().count(b"\n"))
+    assert max(lines[20:]) < 40
+    again = KnowledgeBase.open(base.path)
+    assert set(range(4)) <= again.completed_units()  # what was built is not built again
+    assert again.verify().clean
 
 
 def test_what_is_evicted_leaves_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,7 +362,7 @@ def test_what_is_evicted_leaves_the_disk(tmp_path: Path, monkeypatch: pytest.Mon
     assert base.verify().clean
 
 
-@pytest.mark.parametrize("option", [["--capacity", "5"], ["--capacity-size", "1GB"], ["--eviction", "lru"]])
+@pytest.mark.parametrize("option", [["--capacity", "5"], ["--capacity-size", "1GB"], ["--eviction", "aged"]])
 def test_a_capacity_without_growing_is_refused(base: KnowledgeBase, option: list[str]) -> None:
     found = CliRunner().invoke(app, ["generate", "a red circle", "--kb", str(base.path), *option])
     assert found.exit_code == 1

@@ -27,7 +27,7 @@ def generate(
     grow: options.Grow = False,
     capacity: options.Capacity = None,
     capacity_size: options.CapacitySize = None,
-    eviction: options.Eviction = "aged",
+    eviction: options.Eviction = None,
     out: options.Out = Path("pictures"),
     device: options.Device = None,
 ) -> None:
@@ -47,8 +47,8 @@ def generate(
     from redi.errors import InputError
     from redi.knowledge_base.growth import Growth
 
-    growth = Growth(capacity, options.size(capacity_size), eviction)
-    if growth != Growth() and not grow:
+    growth = Growth(capacity, options.size(capacity_size), eviction or "aged")
+    if not grow and (capacity, capacity_size, eviction) != (None, None, None):
         raise InputError(
             "a capacity or a rule of eviction without --grow",
             expected="both: nothing is added without it, so nothing goes",

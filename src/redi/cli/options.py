@@ -202,12 +202,13 @@ CapacitySize = Annotated[
     typer.Option("--capacity-size", help="The same as a size, such as 2GB.", metavar="SIZE", callback=checked_size),
 ]
 Eviction = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--eviction",
         help="With --grow: what goes when the base is full. aged: what saves least, halved every week; "
         "nirvana: what has saved least; none: nothing, and nothing more is added.",
         metavar="aged|nirvana|lru|fifo|none",
         callback=one_of(("aged", "nirvana", "lru", "fifo", "none")),
+        show_default="aged",
     ),
 ]

@@ -40,9 +40,9 @@ from redi.knowledge_base.noise_bank import NoiseBank
 from redi.knowledge_base.noises import Noises
 from redi.knowledge_base.reader import Reader
 from redi.knowledge_base.removal import Removal
-from redi.knowledge_base.rows import FIRST_NAMED_UNIT, TableRows, positions_of, unit_named
+from redi.knowledge_base.rows import TableRows, positions_of, unit_named
 from redi.knowledge_base.searching import Searcher
-from redi.knowledge_base.table import EntryTable
+from redi.knowledge_base.table import COMMITS_PER_COMPACTION, EntryTable
 from redi.knowledge_base.verification import verified
 from redi.knowledge_base.versions import GRACE
 
@@ -340,6 +340,7 @@ class KnowledgeBase(Reader):
         self._removal.end()
         self._compact(grace=GRACE)
         self._table.drop_old_versions(GRACE)
+        self._removal.tidy(COMMITS_PER_COMPACTION)
         self._forget()
 
     def _compact(self, *, least: int | None = None, grace: timedelta = GRACE) -> None:
@@ -359,7 +360,7 @@ class KnowledgeBase(Reader):
     @_published
     def _tidy(self, grace: timedelta) -> None:
         drop_hashes(self._path)
-        self._ledger.tidy(lambda record: record.unit >= FIRST_NAMED_UNIT and not record.rows)
+        self._removal.tidy()
         self._finish(grace=grace)
         self._table.drop_old_versions(grace)
         self.sign()

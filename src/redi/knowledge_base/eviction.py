@@ -20,8 +20,11 @@ Name = tuple[int, int]
 """Unit and slot of an entry."""
 
 FILE_NAME = "uses.jsonl"
-_LONG = 1 << 24
-"""Bytes from which the file is put in one line again."""
+_LONG, _LONGEST = 1 << 24, 1 << 27
+"""Bytes beyond that one line from which the file is put in one line again, and bytes from which it is in any case:
+half of what can be read."""
+_BYTES_OF_A_COUNT = 128
+"""Bytes that an entry takes in that line, at most."""
 
 
 @dataclass(frozen=True)
@@ -87,10 +90,10 @@ class UseLog:
         if used:
             self._lines.append([{"at": at, "used": [[*name, uses, saved] for name, (uses, saved) in used.items()]}])
 
-    @property
-    def is_long(self) -> bool:
-        """Whether :meth:`tidy` is due."""
-        return self._lines.path.is_file() and self._lines.path.stat().st_size > _LONG
+    def is_long(self, entries: int) -> bool:
+        """Whether :meth:`tidy` is due in a base of so many entries; not again at once, however many they are."""
+        longest = min(_LONG + _BYTES_OF_A_COUNT * entries, _LONGEST)
+        return self._lines.path.is_file() and self._lines.path.stat().st_size > longest
 
     def known(self) -> dict[Name, Use]:
         """Return what :meth:`read` does; a file that does not read is set aside with a warning, for counts only say
@@ -128,10 +131,12 @@ class UseLog:
 
     def _take(self, found: dict[Name, Use], line: Mapping[str, Any]) -> None:
         for unit, slot, uses, saved, aged, last in line.get("known", ()):
-            if math.isnan(saved + aged + last):
-                raise ValueError("not a number")
+            if not math.isfinite(saved + aged + last):
+                raise ValueError("not a finite number")
             found[int(unit), int(slot)] = Use(int(uses), float(saved), float(aged), float(last))
         for unit, slot, uses, saved in line.get("used", ()):
+            if not math.isfinite(line["at"] + saved):
+                raise ValueError("not a finite number")
             known = found.get((unit, slot), Use())
             found[int(unit), int(slot)] = known.again(float(line["at"]), int(uses), float(saved), self._half_life)
 

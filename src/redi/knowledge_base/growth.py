@@ -106,6 +106,8 @@ def add_grown(
 ) -> Grown:
     """Add entries in one commit, without those that are there and those that are not finite; evict what is too many.
 
+    What an earlier eviction that failed left too many goes first: while it cannot, nothing is added.
+
     Args:
         base: The base; a builder that holds it is waited for.
         batch: The entries; None for none.
@@ -121,6 +123,7 @@ def add_grown(
     log = UseLog(base.path, growth.half_life)
     with base.lock(WAIT):
         limit = growth.limit(base)
+        evicted = _evict(base, log, growth, limit, now)
         added = 0
         if batch is not None:
             rows, _ = encode_unit(-1, batch, base.manifest, Noises(base.noise_bank, base.references))
@@ -130,19 +133,19 @@ def add_grown(
                 added = record.rows
                 used = {**used, **{(record.unit, slot): (0, worth) for slot in range(added)}}
         log.add(now, used)
-        if log.is_long:
+        if log.is_long(len(base)):
             log.tidy(set(base.names()))
-        evicted = 0 if limit is None or growth.eviction == "none" else _evict(base, log, growth, limit, now)
+        evicted += _evict(base, log, growth, limit, now)
         if added or evicted:
             _measure_again(base)
     return Grown(added, evicted)
 
 
-def _evict(base: KnowledgeBase, log: UseLog, growth: Growth, limit: int, now: float) -> int:
+def _evict(base: KnowledgeBase, log: UseLog, growth: Growth, limit: int | None, now: float) -> int:
     """Make room for a twentieth of the capacity, so that not every group has to."""
-    over = len(base) - limit
-    if over <= 0:
+    if limit is None or growth.eviction == "none" or len(base) <= limit:
         return 0
+    over = len(base) - limit
     names = base.names()
     gone = least_worth(names, log.known(), min(len(names), over + limit // 20), growth.eviction, now, growth.half_life)
     base.remove(gone)

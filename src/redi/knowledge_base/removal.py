@@ -10,6 +10,7 @@ from redi.errors import KnowledgeBaseError
 from redi.knowledge_base.durable import fsync_file, replace_file, writing
 from redi.knowledge_base.guard import read_file
 from redi.knowledge_base.ledger import Ledger, UnitRecord
+from redi.knowledge_base.rows import FIRST_NAMED_UNIT
 from redi.knowledge_base.table import EntryTable
 
 FILE_NAME = "removing.json"
@@ -63,6 +64,16 @@ class Removal:
             self._path.unlink()
             fsync_file(self._path.parent)
 
+    def tidy(self, least: int = 0) -> None:
+        """Write one line for each unit into the ledger, without those that no build makes and that are all gone, once
+        these are ``least``.
+
+        Raises:
+            KnowledgeBaseError: The disk is full or not writable; the ledger is as before.
+        """
+        if sum(map(_is_gone, self._ledger.records.values())) >= least:
+            self._ledger.tidy(_is_gone)
+
     def _read(self) -> set[tuple[int, int]]:
         try:
             found = json.loads(read_file(self._path, _MAX_BYTES))
@@ -76,3 +87,7 @@ class Removal:
                 fix="move the file away; remove the entries again",
             ) from error
         return entries
+
+
+def _is_gone(record: UnitRecord) -> bool:
+    return record.unit >= FIRST_NAMED_UNIT and not record.rows
