@@ -109,6 +109,17 @@ def test_what_is_no_folder_and_no_hub_id_is_refused(name: Any) -> None:
         KnowledgeBase.from_pretrained(name)
 
 
+def test_what_is_no_folder_and_no_hub_id_is_not_copied(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="None is no folder and no hub id"):
+        sharing.save(None, tmp_path / "copy")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["foo", None, str(HERE)])
+def test_a_base_is_not_pushed_to_what_is_no_hub_id(base: KnowledgeBase, name: Any) -> None:
+    with pytest.raises(InputError, match=rf"{name!r} is no hub id(.|\n)*owner/name"):
+        base.push_to_hub(name)
+
+
 def test_a_folder_has_no_revisions(base: KnowledgeBase) -> None:
     with pytest.raises(InputError, match="revision"):
         KnowledgeBase.from_pretrained(base.path, revision="main")

@@ -11,14 +11,18 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from typer.testing import CliRunner
 
+from redi.building.status import build_status
 from redi.cli.app import app
 from redi.errors import IncompatibleError, InputError, KnowledgeBaseError
-from redi.knowledge_base import KnowledgeBase
+from redi.knowledge_base import KnowledgeBase, NoiseBank
 from redi.knowledge_base.removal import Removal
 from redi.knowledge_base.upkeep import Where, merge, merge_into, remove, split
-from small_base import PLAN, ROWS, bank, check_contents, create, filled, manifest, unit_batch
+from small_base import PLAN, ROWS, SHAPE, bank, check_contents, create, filled, manifest, unit_batch
+from tiny import tiny_pipeline
+from tiny_build import build_tiny, many_prompts
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["torch"])  # Lance is not fork-safe; it is imported in the child
@@ -62,6 +66,16 @@ def test_an_entry_is_removed_by_the_start_of_its_id(base: KnowledgeBase) -> None
     assert [each.prompt for each in remove(base, Where.parse([f"entry={wanted.entry_id.hex()[:12]}"]))] == [
         wanted.prompt
     ]
+
+
+def test_entries_of_independent_noise_are_removed_by_the_only_id_they_have(tmp_path: Path) -> None:
+    base = KnowledgeBase.create(
+        tmp_path / "base", manifest(noise={"kind": "independent", "seeds": []}), NoiseBank.draw([], SHAPE), {}
+    )
+    base.add_unit(0, replace(unit_batch(0), noise_ids=[-1] * ROWS))
+    told = CliRunner().invoke(app, ["remove", str(base.path), "--where", "noise=-1"])
+    assert told.exit_code == 0, told.output
+    assert (len(KnowledgeBase.open(base.path)), f"{ROWS} entries removed" in told.output) == (0, True)
 
 
 @pytest.mark.parametrize(
@@ -186,9 +200,55 @@ def test_bases_of_two_machines_are_merged_though_their_references_round_otherwis
         assert torch.allclose(again.values([row], 7)[0], batch.values[7][slot], atol=0.05 if changes else 2e-3)
 
 
+def contents(base: KnowledgeBase) -> dict[tuple[str, int], list[Tensor]]:
+    """Return keys and values by prompt and noise, which no two entries share."""
+    rows, plan = range(len(base)), base.plan
+    latents = [base.keys(rows, step) for step in plan.key_steps] + [base.values(rows, s) for s in plan.value_steps]
+    found = {
+        (entry.prompt, entry.noise_id): [each[row] for each in latents] for row, entry in enumerate(base.entries(rows))
+    }
+    assert len(found) == len(base)
+    return found
+
+
+def test_what_was_built_in_other_batches_is_merged_and_reads_back_as_it_was(tmp_path: Path) -> None:
+    pipe, prompts = tiny_pipeline(tmp_path / "model"), many_prompts(12)
+    ours = build_tiny(pipe, tmp_path / "ours", prompts[:8], noises=4, batch_size=8)
+    more = build_tiny(pipe, tmp_path / "more", prompts[4:], noises=4, batch_size=1)  # last bits differ on most machines
+    expected = {**contents(more), **contents(ours)}
+    assert merge(ours, more) == len(expected) - 8
+    found = contents(KnowledgeBase.open(ours.path))
+    assert found.keys() == expected.keys()
+    for name, latents in found.items():
+        for one, other in zip(latents, expected[name], strict=True):
+            torch.testing.assert_close(one, other, atol=1e-2, rtol=0)
+
+
 def test_references_that_no_rounding_explains_are_not_merged(base: KnowledgeBase, tmp_path: Path) -> None:
-    with pytest.raises(IncompatibleError, match=r"references of step \d differ by 0\."):
+    with pytest.raises(IncompatibleError, match=r"references of step \d differ by up to 0\."):
         merge(base, elsewhere(tmp_path / "more", range(1), 0.2))
+    assert len(KnowledgeBase.open(base.path)) == 24
+
+
+def test_one_reference_among_many_that_no_rounding_explains_is_enough(base: KnowledgeBase, tmp_path: Path) -> None:
+    references = {step: base.references[step].clone() for step in PLAN.key_steps}
+    references[2][1] *= 1.07  # 4 % of all of them
+    more = KnowledgeBase.create(tmp_path / "more", manifest(), bank(), references)
+    with pytest.raises(IncompatibleError, match=r"references of step 2 differ by up to 0\.07"):
+        merge(base, more)
+
+
+def test_no_build_goes_on_in_what_was_merged_or_split_off(tmp_path: Path) -> None:
+    pipe, prompts = tiny_pipeline(tmp_path / "model"), many_prompts(6)
+    ours, more = (build_tiny(pipe, tmp_path / each, prompts) for each in ("ours", "more"))
+    both = merge_into(tmp_path / "both", [ours, more])
+    part, _ = split(ours, Where.parse(["noise=1"]), tmp_path / "part")
+    for made, count in ((both, 6), (part, 2)):
+        status = build_status(made.path)
+        assert (status.units, status.prompts, status.entries, status.more) == (None, None, 0, count)
+        with pytest.raises(IncompatibleError, match="prompts"):
+            build_tiny(pipe, made.path, prompts)
+        assert len(KnowledgeBase.open(made.path)) == count
 
 
 def test_merging_into_a_new_base_leaves_the_others_alone(base: KnowledgeBase, tmp_path: Path) -> None:

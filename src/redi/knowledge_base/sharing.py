@@ -39,7 +39,7 @@ def fetch(source: str | PathLike[str], revision: str | None = None) -> Path:
         InputError: It is none of these, or the hub does not give it.
         KnowledgeBaseError: The bucket does not give it.
     """
-    if isinstance(source, (str, PathLike)) and (Path(source).is_dir() or is_address(source)):
+    if _is_place(source):
         if revision is not None:
             raise InputError(f"revision {revision!r} of {source}", expected="a revision of a hub id")
         if not is_address(source):
@@ -88,7 +88,7 @@ def save(
         hashes = save(source, mirror.folder, revision=revision, value_steps=value_steps, values=values)
         mirror.publish_new()
         return hashes
-    if Path(source).is_dir() or is_address(source) or value_steps is None:
+    if _is_place(source) or value_steps is None:
         folder = fetch(source, revision)
         _refuse(compare_files(folder), folder)
         return copy_base(folder, Path(target), value_steps, values)
@@ -135,10 +135,11 @@ def push(
         quality: Measured figures for the card, by name.
 
     Raises:
-        InputError: The hub does not take it.
+        InputError: The name is no hub id, or the hub does not take it.
         KnowledgeBaseError: A file of the base was changed, or the disk is full.
     """
-    repo_id = _hub_id(repo_id)
+    if not _is_hub_id(repo_id):
+        raise InputError(f"{repo_id!r} is no hub id", expected="owner/name, such as me/my-base")
     hashes = read_hashes(base.path)
     if hashes is not None and any(each.value_step is not None for each in hashes.files.values()):
         _refuse(compare_files(base.path), base.path)
@@ -178,14 +179,21 @@ def _upload(
     return str(address)
 
 
+def _is_place(source: object) -> bool:
+    return isinstance(source, (str, PathLike)) and (Path(source).is_dir() or is_address(source))
+
+
+def _is_hub_id(name: object) -> bool:
+    return bool(_HUB_ID.fullmatch(str(name))) and ".." not in str(name)
+
+
 def _hub_id(source: str | PathLike[str]) -> str:
-    name = str(source)
-    if not _HUB_ID.fullmatch(name) or ".." in name:
+    if not _is_hub_id(source):
         raise InputError(
             f"{source!r} is no folder and no hub id",
             expected=f"a folder with a {MANIFEST}, s3://bucket/name, or a hub id such as owner/name",
         )
-    return name
+    return str(source)
 
 
 @contextmanager

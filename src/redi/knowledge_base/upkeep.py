@@ -10,14 +10,14 @@ from os import PathLike
 from typing import Any
 from uuid import uuid4
 
-import numpy as np
-import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from redi.errors import IncompatibleError, InputError, KnowledgeBaseError
 from redi.knowledge_base.base import KnowledgeBase
 from redi.knowledge_base.entries import Entry
 from redi.knowledge_base.manifest import Difference, Manifest, describe_differences, differences
+from redi.knowledge_base.noises import Noises
 from redi.knowledge_base.rows import TableRows
 
 WAIT = 60.0
@@ -25,8 +25,8 @@ WAIT = 60.0
 _AT_ONCE = 512
 _INFORMATION = "information"
 _ROUNDING = 0.05
-"""Share of themselves by which references may differ that two machines made alike: batches, threads and half precision
-change last bits, which a run carries on."""
+"""Share of itself by which the reference of a noise may differ that two machines made alike: batches, threads and half
+precision change last bits, which a run carries on."""
 
 
 @dataclass(frozen=True)
@@ -157,34 +157,34 @@ def check_mergeable(target: KnowledgeBase, source: KnowledgeBase) -> None:
         for step in target.plan.key_steps
     }
     for name, (ours, theirs) in pairs.items():
-        share = float((theirs - ours).norm() / ours.norm().clamp_min(1e-12))
+        share = max(map(_share, ours, theirs), default=0.0)
         if not share <= _ROUNDING:
             raise IncompatibleError(
-                f"{source.path} cannot be merged into {target.path}: {name} differ by {share:.2g} of themselves",
+                f"{source.path} cannot be merged into {target.path}: {name} differ by up to {share:.2g} of themselves",
                 expected=f"at most {_ROUNDING:g}, as rounding on another machine leaves",
                 fix="merge bases that were built alike; keep the others apart",
             )
 
 
-def _apart(target: KnowledgeBase, source: KnowledgeBase) -> dict[str, npt.NDArray[np.float32]]:
-    """Return, by column, (M + 1, d): by how much what the source's latents are differences to is above the target's;
-    nothing for the last, independent noise. Columns where both are the same are left out."""
-    found = {}
-    for step, ours in target.references.items():
-        kind = "key" if step in target.plan.key_steps else "value"
-        apart: Tensor = (source.references[step] - ours).flatten(1)
-        if bool(apart.any()):
-            found[f"{kind}_{step}"] = np.concatenate([apart.numpy(), np.zeros((1, apart.shape[1]), np.float32)])
-    return found
+def _share(ours: Tensor, theirs: Tensor) -> float:
+    return float((theirs - ours).norm() / ours.norm().clamp_min(1e-12))
 
 
-def _moved(rows: TableRows, apart: Mapping[str, npt.NDArray[np.float32]]) -> TableRows:
+def _apart(target: KnowledgeBase, source: KnowledgeBase) -> Noises:
+    """Return by how much the source's references are above the target's; nothing for steps where they are the same."""
+    apart = {step: source.references[step] - ours for step, ours in target.references.items()}
+    return Noises(target.noise_bank, {step: above for step, above in apart.items() if bool(above.any())})
+
+
+def _moved(rows: TableRows, apart: Noises) -> TableRows:
     """Return rows as differences to the target's references; as they are where those are the source's too."""
-    moved = {
-        column: (rows.latents[column].astype(np.float32) + above[rows.noise_ids]).astype(np.float16)
-        for column, above in apart.items()
-    }
-    return replace(rows, latents={**rows.latents, **moved}) if moved else rows
+    ids, moved = torch.tensor(rows.noise_ids), {}
+    for column, offsets in rows.latents.items():
+        step = int(column.rpartition("_")[2])
+        if step in apart.references:
+            above = apart.reference(step, ids).flatten(1)
+            moved[column] = (torch.from_numpy(offsets).float() + above).half().numpy()
+    return replace(rows, latents={**rows.latents, **moved})
 
 
 def _what_makes_entries(manifest: Manifest) -> dict[str, Any]:
@@ -219,6 +219,7 @@ def like(base: KnowledgeBase, folder: str | PathLike[str], origin: Mapping[str, 
             )
         return found
     information = {**base.manifest.identity.get(_INFORMATION, {}), "origin": dict(origin)}
+    information.pop("prompts", None)  # it holds others: no build is half done here, and none goes on
     manifest = replace(base.manifest, kb_id=uuid4().hex, identity={**base.manifest.identity, _INFORMATION: information})
     return KnowledgeBase.create(folder, manifest, base.noise_bank, base.references)
 
