@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from redi.experiments.claims_section import claims_section
 from redi.experiments.defaults_section import defaults_section
 from redi.experiments.pareto_section import pareto
+from redi.experiments.studies import STUDIES, Study
 from redi.retrieval import DEFAULT_WEIGHTS
 
 RESULTS = Path(__file__).parents[1] / "results" / "small"
@@ -74,6 +77,14 @@ def test_lines_follow_the_results_and_say_what_is_not_measured() -> None:
     other["faithfulness"]["value"] = 0.123
     assert "12.3% faithful" in defaults_section(results)
     assert defaults_section({}).count("not measured here (`redi experiments run ") == page.count("\n- **")
+
+
+@pytest.mark.parametrize("study", STUDIES.values(), ids=STUDIES)
+def test_kept_results_are_of_the_rows_and_claims_of_their_study(study: Study) -> None:
+    kept = json.loads((RESULTS / f"{study.name}.json").read_text())
+    assert [row["label"] for row in kept["rows"]] == [each.label for each in study.samplings]
+    told = [(each["ours"], each["rival"], each["measure"]) for each in kept["claims"]]
+    assert told == [(each.ours, each.rival, each.measure) for each in study.claims]
 
 
 def test_what_was_claimed_is_told_with_whether_it_holds() -> None:
