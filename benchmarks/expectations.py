@@ -21,6 +21,7 @@ _LATENT = 2 * 4 * 64 * 64
 """Bytes of a float16 latent of Stable Diffusion 1.5."""
 _NOISES = 16
 _CALLS, _CALL_SECONDS = 41, 0.02
+_CODECS = ("int8", "nf4")
 Scaled = Callable[[int], float]
 
 
@@ -43,8 +44,8 @@ def expected(operations: Mapping[str, Any], search: Mapping[str, Any]) -> str:
     """Return the table of what a base of each size takes."""
     told = {each["name"]: each["value"] for each in operations["figures"]}
     whole = told["copy_float16_bytes_per_entry"]
-    large = max((each for each in search["searches"] if each["keys"] == "shared"), key=lambda each: each["entries"])
-    small = min((each for each in search["searches"] if each["keys"] == "shared"), key=lambda each: each["entries"])
+    shared = [each for each in search["searches"] if each["keys"] == "shared"]
+    small, *_, large = sorted(shared, key=lambda each: each["entries"])
     code, making = (large[name] / large["entries"] for name in ("bytes_codes", "seconds_making"))
     scan, coded = small["seconds_flat"][0] / small["entries"], large["seconds_ours"][0] / large["entries"]
     measured = "measured at 10⁴; the rest computed"
@@ -68,7 +69,7 @@ def expected(operations: Mapping[str, Any], search: Mapping[str, Any]) -> str:
         ("one value step alone, float16", lambda n: n * 2 * _LATENT, _bytes, "computed"),
         ("an index's codes", lambda n: indexed(n) * (n * code + _NOISES * large["bytes_coder"]), _bytes, of_search),
         ("an index's copies of latents", lambda n: indexed(n) * n * 4 * _LATENT, _bytes, "computed"),
-        ("GPU hours of a build", lambda n: n * _CALLS * _CALL_SECONDS / 3600, _hours, "computed; see below"),
+        ("GPU hours of a build", lambda n: n * _CALLS * _CALL_SECONDS / 3600, _short, "computed; see below"),
         ("storing what was built", lambda n: n / told["commit_entries_per_second"], _time, measured),
         ("making the index", lambda n: indexed(n) * n * making, _time, of_search),
         (
@@ -126,9 +127,6 @@ def expected(operations: Mapping[str, Any], search: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-_CODECS = ("int8", "nf4")
-
-
 def codecs(smaller: Mapping[str, Any]) -> str:
     """Return the table of what values of fewer bits cost, as shares of what float16 has."""
     rows = {row["label"]: row for row in smaller["rows"]}
@@ -154,14 +152,10 @@ def _bytes(number: float) -> str:
 
 
 def _time(seconds: float) -> str:
-    for unit, size in (("days", 2 * 86_400), ("h", 2 * 3600), ("min", 120), ("s", 2)):
-        if seconds >= size:
-            return f"{_short(seconds / (size / 2 if unit != 's' else 1))} {unit}"
+    for unit, size in (("days", 86_400), ("h", 3600), ("min", 60), ("s", 1)):
+        if seconds >= 2 * size:
+            return f"{_short(seconds / size)} {unit}"
     return f"{_short(seconds * 1e3)} ms"
-
-
-def _hours(number: float) -> str:
-    return f"{_short(number)}"
 
 
 def _short(number: float) -> str:

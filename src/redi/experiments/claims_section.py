@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from redi.experiments.defaults_section import listed
 from redi.experiments.pareto_section import REACHED, as_good_as_the_full, fewest_calls
 from redi.experiments.quality import best
 
@@ -73,7 +74,8 @@ def _of_few_calls(result: Mapping[str, Any]) -> list[Cells]:
         needed = {calls: fewest_calls(result["rows"], measure, calls) for calls in REACHED}
         said = "; ".join(f"{calls}: {'no jump' if few is None else f'{few:.4g}'}" for calls, few in needed.items())
         claim = (
-            f"what it reaches with 6, 8 and 10 calls a jump reaches with {_SHARE} times as many, in {_NAMES[measure]}"
+            f"what it reaches with {listed(REACHED)} calls a jump reaches with {_SHARE} times as many, "
+            f"in {_NAMES[measure]}"
         )
         found.append((claim, said, _holds([few is not None and few <= _SHARE * n for n, few in needed.items()])))
     return found

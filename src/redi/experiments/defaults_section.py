@@ -92,12 +92,12 @@ def against_fewer_steps(results: Results) -> str:
         counts = []
         for verdict, said in (("better", "ahead"), ("no difference", "even"), ("worse", "behind")):
             calls = [e["calls"] for e in found if (e["measure"], e["verdict"]) == (measure, verdict)]
-            counts += [f"{said} with {_listed(calls)}"] if calls else []
+            counts += [f"{said} with {listed(calls)}"] if calls else []
         told.append(f"in {name} it is {', '.join(counts)} calls")
     short = [
         e["calls"] for e in found if (e["measure"], e["rival_against_full"]["verdict"]) == ("faithfulness", "worse")
     ]
-    room = f"with {_listed(short)} calls only" if short else "with none of these"
+    room = f"with {listed(short)} calls only" if short else "with none of these"
     return (
         f"the best jump against the best solver alone with as many calls, on the same pictures: {'; '.join(told)} "
         "(even: the interval of the difference holds zero). Where it is behind, fewer steps of a well-spaced solver "
@@ -106,7 +106,8 @@ def against_fewer_steps(results: Results) -> str:
     )
 
 
-def _listed(numbers: Sequence[int]) -> str:
+def listed(numbers: Sequence[int]) -> str:
+    """Return numbers as a sentence names them: "3, 4 and 5"."""
     *most, last = map(str, numbers)
     return f"{', '.join(most)} and {last}" if most else last
 

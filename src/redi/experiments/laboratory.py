@@ -77,7 +77,7 @@ class Laboratory:
 
         Prompt i starts from noise i mod M of the replicate's bank, whatever the sampling: samplings are paired.
         """
-        path = self._folder("samples", sampling, replicate) / "samples.npz"
+        path = self._file("samples", sampling, replicate)
         if not path.exists():
             asked = self.prompts(replicate)
             noise_ids, made = self.noise_ids(len(asked)), []
@@ -146,7 +146,7 @@ class Laboratory:
     def diversity(self, sampling: Sampling, replicate: int) -> NDArray[np.float64]:
         """Return how far apart the pictures of one prompt from all noises are, for some prompts: the mean distance (n)
         of their features, of all pairs."""
-        path = self._folder("samples", sampling, replicate) / "diversity.npy"
+        path = self._file("diversity", sampling, replicate)
         if not path.exists():
             count, asked = self.scale.noises, list(self.prompts(replicate))
             prompts = [asked[place] for place in self.scale.diverse for _ in range(count)]
@@ -203,8 +203,7 @@ class Laboratory:
         """Return what is still to be run for the samplings."""
 
         def there(kind: str, what: Sampling | Recording, replicate: int) -> bool:
-            folder, name = _KEPT[kind]
-            return (self._folder(folder, what, replicate) / name).exists()
+            return self._file(kind, what, replicate).exists()
 
         return cost(samplings, self.scale, diversity=diversity, there=there)
 
@@ -331,6 +330,10 @@ class Laboratory:
 
     def _noise_seeds(self, replicate: int) -> list[int]:
         return [replicate * self.scale.noises + place for place in range(self.scale.noises)]
+
+    def _file(self, kind: str, what: Sampling | Recording, replicate: int) -> Path:
+        folder, name = _KEPT[kind]
+        return self._folder(folder, what, replicate) / name
 
     def _folder(self, kind: str, what: Sampling | Recording | Solver, replicate: int) -> Path:
         scale = (self.scale.prompts, self.scale.entries, self.scale.noises)
