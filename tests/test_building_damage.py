@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from redi.errors import IncompatibleError, KnowledgeBaseError, RediWarning
-from redi.knowledge_base import EntryBatch, KnowledgeBase
+from redi.knowledge_base import EntryBatch, KnowledgeBase, read_hashes
 from redi.knowledge_base.growth import Growth, add_grown
 from redi.knowledge_base.ledger import BuilderLock
 from tiny import tiny_pipeline
@@ -86,6 +86,19 @@ def test_a_finished_base_whose_newest_version_was_emptied_is_built_again(pipe: A
         warnings.simplefilter("error")
         build_tiny(pipe, tmp_path / "kb")
     assert calls == []
+
+
+def test_a_finished_base_that_was_killed_before_it_was_signed_is_signed_by_the_same_build(
+    pipe: Any, tmp_path: Path
+) -> None:
+    kb = build_tiny(pipe, tmp_path / "kb")
+    signed = read_hashes(kb.path)
+    assert signed is not None
+    (kb.path / "hashes.json").unlink()
+    calls = count_calls(pipe)
+    build_tiny(pipe, tmp_path / "kb")
+    assert not calls
+    assert read_hashes(kb.path) == signed
 
 
 @pytest.mark.parametrize("lost", [1, 2], ids=["one version", "two versions"])

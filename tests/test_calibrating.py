@@ -14,12 +14,14 @@ from typer.testing import CliRunner
 
 import redi
 from recording import PROMPTS, record
+from redi import calibrations
 from redi.calibrating import calibrate, calls_to_make
-from redi.calibrations import FILE_NAME
+from redi.calibrations import FILE_NAME, Way, read, write
 from redi.cli.app import app
 from redi.errors import InputError, KnowledgeBaseError, RediWarning, RetrievalError
 from redi.generating import full
-from redi.knowledge_base import EntryBatch, KnowledgeBase
+from redi.knowledge_base import EntryBatch, KnowledgeBase, compare_files, read_hashes
+from redi.knowledge_base.ledger import BuilderLock
 from redi.retrieval import Gate, Kriging
 from tiny import tiny_pipeline
 from tiny_build import many_prompts
@@ -137,6 +139,22 @@ def test_a_base_that_grew_or_a_damaged_file_is_refused(pipe: Any, base: Knowledg
     grown.add_unit(99, EntryBatch(["a new one"], [0], [11], keys, dict.fromkeys((4, 6), keys[2])))
     with pytest.raises(KnowledgeBaseError, match="measured on 18 entries"):
         redi.enable(pipe, grown, max_loss=0.1, **KRIGED)
+
+
+def test_a_calibration_waits_for_who_writes_and_leaves_the_base_signed(
+    base: KnowledgeBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signed = KnowledgeBase.open(shutil.copytree(base.path, tmp_path / "signed"))
+    signed.compact()
+    way = Way.of(2, 6, Kriging())
+    write(signed, read(signed, way))
+    assert read_hashes(signed.path) is not None
+    assert compare_files(signed.path) == []
+    monkeypatch.setattr(calibrations, "WAIT", 0.0, raising=False)
+    before = read_hashes(signed.path)
+    with BuilderLock(signed.path / "lock").held(), pytest.raises(KnowledgeBaseError, match="being built by"):
+        write(signed, read(signed, way))
+    assert read_hashes(signed.path) == before
 
 
 def test_the_command_measures_once_and_generate_uses_it(tmp_path: Path) -> None:

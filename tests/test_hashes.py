@@ -86,6 +86,7 @@ def test_what_changes_nothing_leaves_the_signature(base: KnowledgeBase) -> None:
     assert remove(base, Where.parse(["prompt=nothing like it"])) == []
     assert merge(base, filled(base.path.parent / "same")) == 0
     base.add_unit(0, unit_batch(0))
+    base.remove([(99, 0)])
     with base.lock():
         pass
     assert read_hashes(base.path) == before
@@ -107,6 +108,37 @@ def test_upkeep_leaves_a_base_signed(base: KnowledgeBase) -> None:
         signatures[base.path] = read_hashes(base.path)
     assert read_hashes(base.path.parent / "part") is not None
     assert compare_files(base.path.parent / "part") == []
+
+
+def test_a_file_of_the_table_that_was_damaged_before_a_base_is_signed_again_is_still_found(base: KnowledgeBase) -> None:
+    file = next((base.path / "entries.lance/data").iterdir())
+    whole = file.read_bytes()
+    base.add_unit(9, unit_batch(9))
+    file.write_bytes(bytes([whole[0] ^ 1, *whole[1:]]))
+    base.sign()
+    (said,) = compare_files(base.path)
+    assert f"{file.name} was changed" in said
+    file.write_bytes(whole)
+    assert compare_files(base.path) == []
+    assert not (base.path / "hashes.old.json").exists()
+
+
+@pytest.mark.parametrize("old", ["", "[", "{}", '{"version": 1, "signature": 7, "files": {"../a": {}}}'])
+def test_an_old_list_that_does_not_read_is_not_believed(base: KnowledgeBase, old: str) -> None:
+    base.add_unit(9, unit_batch(9))
+    (base.path / "hashes.old.json").write_text(old)
+    base.sign()
+    assert compare_files(base.path) == []
+
+
+def test_a_ledger_that_is_written_again_from_the_table_leaves_no_list_that_says_otherwise(base: KnowledgeBase) -> None:
+    (base.path / "ledger/units.jsonl").unlink()
+    with KnowledgeBase.open(base.path).lock():
+        pass
+    assert compare_files(base.path) == []
+    base.compact()
+    assert read_hashes(base.path) is not None
+    assert compare_files(base.path) == []
 
 
 def test_a_change_is_begun_without_a_list_that_it_would_make_untrue(base: KnowledgeBase) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ from redi.knowledge_base import KnowledgeBase
 from redi.knowledge_base.durable import replace_file
 from redi.knowledge_base.guard import read_file
 from redi.knowledge_base.hashes import signed_again
+from redi.knowledge_base.manifest import FILE_NAME as MANIFEST
+from redi.knowledge_base.upkeep import WAIT
 from redi.retrieval import Combiner
 
 FILE_NAME = "calibration.json"
@@ -121,7 +124,8 @@ def write(base: KnowledgeBase, calibration: Calibration) -> None:
     """Keep a calibration beside its base, in the place of an older one for the same way; whole or not at all.
 
     Raises:
-        KnowledgeBaseError: The disk is full or not writable; the old file stays.
+        KnowledgeBaseError: The disk is full or not writable, or another process goes on writing for a minute; the old
+            file stays.
     """
     try:
         kept = [each for each in _all(base) or () if each.way != calibration.way]
@@ -133,7 +137,9 @@ def write(base: KnowledgeBase, calibration: Calibration) -> None:
         "entries": len(base),
         "calibrations": [each.to_dict() for each in (*kept, calibration)],
     }
-    with signed_again(base.path, FILE_NAME):
+    linked = (base.path / MANIFEST).is_symlink()  # a download in the hub's cache, which no builder writes to
+    alone = nullcontext() if linked or base.address != str(base.path) else base.lock(WAIT)
+    with alone, signed_again(base.path, FILE_NAME):
         replace_file(base.path / FILE_NAME, (json.dumps(content, allow_nan=False) + "\n").encode())
 
 

@@ -32,6 +32,7 @@ from redi.knowledge_base import (
     NoiseBank,
     describe_differences,
     differences,
+    read_hashes,
 )
 from redi.knowledge_base.taking_back import take_back_lost
 from redi.pictures import is_picture
@@ -130,6 +131,8 @@ def build(
         builder.record_missing(kb, builder.work(kb.manifest))
         if not _is_finished(kb):
             kb.finish(device=pipe.device)
+        elif read_hashes(kb.path) is None:
+            kb.sign()
     _warn_of_refused(kb)
     return kb
 

@@ -237,6 +237,7 @@ class KnowledgeBase(Reader):
         known = self._ledger.records
         before = len(self)
         for unit in self._table.recover(set(known), self._ledger.version):
+            drop_hashes(self._path)
             rows, refused = self._table.rows_by_unit()[unit], sum(each.unit == unit for each in self.refused())
             self._ledger.acknowledge(UnitRecord(unit, rows, refused, self._table.version))
         if len(self) != before:
@@ -335,13 +336,14 @@ class KnowledgeBase(Reader):
         Killed on the way, whoever writes next ends it. What they hold on the disk is given back once they are many,
         and once no version that had them can still be read; :meth:`compact` does it now. Errors as of add_rows.
         """
-        drop_hashes(self._path)
-        self._removal.begin(entries)
-        self._removal.end()
-        self._compact(grace=GRACE)
-        self._table.drop_old_versions(GRACE)
-        self._removal.tidy(COMMITS_PER_COMPACTION)
-        self._forget()
+        if not set(entries).isdisjoint(self.names()):
+            drop_hashes(self._path)
+            self._removal.begin(entries)
+            self._removal.end()
+            self._compact(grace=GRACE)
+            self._table.drop_old_versions(GRACE)
+            self._removal.tidy(COMMITS_PER_COMPACTION)
+            self._forget()
 
     def _compact(self, *, least: int | None = None, grace: timedelta = GRACE) -> None:
         if self._table.compact(least=least):

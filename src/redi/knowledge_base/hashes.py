@@ -2,7 +2,8 @@
 
 ``hashes.json`` names every file with its size and SHA-256; its ``signature`` is the SHA-256 of that list and stands
 for the whole base: who has it from a place that they trust needs to trust no other. Search indexes, which anybody may
-derive again, previews, counts of uses and what only a builder writes (``lock``) are not in it.
+derive again, previews, counts of uses and what only a builder writes (``lock``) are not in it. While a base changes
+the list waits as ``hashes.old.json``, so that files of the table, which never change, need not be read to sign again.
 """
 
 from __future__ import annotations
@@ -10,21 +11,23 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from redi.errors import KnowledgeBaseError
-from redi.knowledge_base.durable import replace_file, writing
+from redi.knowledge_base.durable import fsync_file, replace_file, writing
 from redi.knowledge_base.guard import check_depth, hash_of, read_file, shortened
+from redi.knowledge_base.layout import TABLE
 
-FILE_NAME = "hashes.json"
+FILE_NAME, _OLD = "hashes.json", "hashes.old.json"
 MAX_BYTES = 1 << 27
 _VERSION = 1
-_NOT_HASHED = (FILE_NAME, "lock", "README.md", ".gitattributes", ".cache", "previews", "uses.jsonl")
+_NOT_HASHED = (FILE_NAME, _OLD, "lock", "README.md", ".gitattributes", ".cache", "previews", "uses.jsonl")
 _INDEXES, _HASHED_INDEXES = "index", ("leave_one_out.safetensors",)
+_NEVER_CHANGED = f"{TABLE}/data/"
 
 
 @dataclass(frozen=True)
@@ -112,16 +115,37 @@ def write_hashes(folder: Path, value_steps: Mapping[str, int] | None = None) -> 
     """Write ``hashes.json`` of a base that nobody is writing to, and return it.
 
     Args:
-        folder: Of the base; every file in it is read.
+        folder: Of the base; every file in it is read, but files of the table that were in its last list, which keep
+            their hashes: what has changed in them since is damage, and signing must not hide it.
         value_steps: By file name, the value step that alone needs the file.
 
     Raises:
         KnowledgeBaseError: A file cannot be read, or the disk is full.
     """
-    steps = value_steps or {}
-    found = FileHashes({name: _hash_of(folder / name, steps.get(name)) for name in sorted(file_names(folder))})
-    replace_file(folder / FILE_NAME, found.to_json().encode())
-    return found
+    steps, known = value_steps or {}, _never_changed(folder)
+    found = {
+        name: replace(known[name], value_step=steps.get(name))
+        if name in known
+        else _hash_of(folder / name, steps.get(name))
+        for name in sorted(file_names(folder))
+    }
+    return _signed(folder, FileHashes(found))
+
+
+def _never_changed(folder: Path) -> Mapping[str, FileHash]:
+    """Return what is known of files that are written once; nothing where the list that says so does not read."""
+    try:
+        old = _read(folder / _OLD)
+    except KnowledgeBaseError:
+        return {}
+    return {name: each for name, each in old.files.items() if name.startswith(_NEVER_CHANGED)} if old else {}
+
+
+def _signed(folder: Path, hashes: FileHashes) -> FileHashes:
+    with writing(folder / _OLD):
+        (folder / _OLD).unlink(missing_ok=True)
+    replace_file(folder / FILE_NAME, hashes.to_json().encode())
+    return hashes
 
 
 def read_hashes(folder: Path) -> FileHashes | None:
@@ -130,23 +154,28 @@ def read_hashes(folder: Path) -> FileHashes | None:
     Raises:
         KnowledgeBaseError: The list is damaged.
     """
+    return _read(folder / FILE_NAME)
+
+
+def _read(path: Path) -> FileHashes | None:
     try:
-        text = read_file(folder / FILE_NAME, MAX_BYTES).decode("utf-8")
+        text = read_file(path, MAX_BYTES).decode("utf-8")
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
-        raise KnowledgeBaseError(f"cannot read {folder / FILE_NAME}: {error}", expected="a list of hashes") from error
+        raise KnowledgeBaseError(f"cannot read {path}: {error}", expected="a list of hashes") from error
     return FileHashes.from_json(text)
 
 
 def drop_hashes(folder: Path) -> None:
-    """Delete the list of a base that is about to change.
+    """Take away the list of a base that is about to change, flushed to the disk before anything is changed.
 
     Raises:
         KnowledgeBaseError: The folder is not writable.
     """
-    with writing(folder / FILE_NAME):
-        (folder / FILE_NAME).unlink(missing_ok=True)
+    with writing(folder / FILE_NAME), suppress(FileNotFoundError):
+        os.replace(folder / FILE_NAME, folder / _OLD)
+        fsync_file(folder)
 
 
 @contextmanager
@@ -166,8 +195,7 @@ def signed_again(folder: Path, name: str) -> Iterator[None]:
         return
     drop_hashes(folder)  # killed on the way, the base has no list rather than a wrong one
     yield
-    renewed = FileHashes({**known.files, name: _hash_of(folder / name)})
-    replace_file(folder / FILE_NAME, renewed.to_json().encode())
+    _signed(folder, FileHashes({**known.files, name: _hash_of(folder / name)}))
 
 
 def compare_files(folder: Path) -> list[str]:

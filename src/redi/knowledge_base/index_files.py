@@ -42,6 +42,7 @@ _MOST_AXES = 1 << 10
 """Bytes that a coder may keep for each number of a latent: an axis has one."""
 _AT_ONCE = 512
 _FIX = "redi index --rebuild"
+_CHECKSUM = "checksum"
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ class Facts:
 
     def to_json(self) -> str:
         """Return the text of ``index.json``."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n"
+        fields = json.loads(json.dumps({"format": FORMAT, **asdict(self)}))
+        return json.dumps({**fields, _CHECKSUM: _checksum(fields)}, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: bytes) -> Facts:
@@ -101,6 +103,9 @@ class Facts:
         try:
             fields = json.loads(text)
             check_depth(fields, FACTS)
+            checksum = fields.pop(_CHECKSUM, None)
+            if checksum is not None and checksum != _checksum(fields):
+                raise ValueError("it does not match its checksum")
             if fields.pop("format") != FORMAT:
                 raise ValueError("another format")
             parts = tuple(
@@ -124,6 +129,10 @@ class Facts:
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise KnowledgeBaseError(f"{FACTS} cannot be read: {str(error)[:200]}", fix=_FIX) from error
         return found
+
+
+def _checksum(fields: Mapping[str, Any]) -> str:
+    return sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def read_facts(folder: Path) -> tuple[Path, Facts] | None:
