@@ -16,6 +16,7 @@ from PIL import Image
 
 from redi.attachment import intercept_calls, release
 from redi.building import build, preview_path
+from redi.building.units import default_unit_size
 from redi.errors import IncompatibleError, InputError, KnowledgeBaseError, PlanError, RediWarning, UnsupportedError
 from redi.knowledge_base import KnowledgeBase, NoiseBank
 from redi.plan import Plan
@@ -384,6 +385,22 @@ def test_a_unit_holds_whole_batches_of_64_entries_or_more(pipe: Any, tmp_path: P
     kb = build(pipe, many_prompts(75), tmp_path / "kb", plan=Plan(3, 1, 2), noises=2, batch_size=24, progress=False)
     assert kb.manifest.identity["information"]["unit_size"] == 72
     assert kb.completed_units() == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("prompts", "batch_size", "size"),
+    [
+        (1, 1, 64),
+        (4096, 16, 64),
+        (4097 * 2, 16, 128),
+        (16384, 16, 256),
+        (10**6, 16, 256),
+        (10**6, 48, 288),
+        (10, 300, 300),
+    ],
+)
+def test_a_large_build_has_units_of_a_few_hundred(prompts: int, batch_size: int, size: int) -> None:
+    assert default_unit_size(prompts, batch_size) == size
 
 
 def test_importing_the_package_does_not_import_torch() -> None:

@@ -22,7 +22,7 @@ from redi.building.checks import (
 from redi.building.cluster import Check, Cluster, record_on_cluster
 from redi.building.previews import save_preview
 from redi.building.unit_recorder import Recorded, UnitRecorder
-from redi.building.units import Unit, Work, digest_of
+from redi.building.units import Unit, Work, default_unit_size, digest_of
 from redi.calls import arguments_from, checked_arguments
 from redi.errors import IncompatibleError, KnowledgeBaseError, PlanError, warn
 from redi.identity import INFORMATION, compared, identity_of, library_versions
@@ -37,8 +37,6 @@ from redi.knowledge_base import (
 from redi.knowledge_base.taking_back import take_back_lost
 from redi.pictures import is_picture
 from redi.plan import Plan
-
-_LEAST_UNIT = 64
 
 
 def build(
@@ -75,8 +73,8 @@ def build(
         noise: ``"shared"``: from the bank; ``"independent"``: entry i from its own noise of seed i, for study only,
             because such entries are too far apart to be retrieved.
         batch_size: Prompts in one pipeline call.
-        unit_size: Entries committed together; by default whole batches of at least 64 entries in all. A base that
-            is continued keeps its own.
+        unit_size: Entries committed together; by default of :func:`~redi.building.units.default_unit_size`. A base
+            that is continued keeps its own.
         stop_at_value: Whether to leave out the steps after the last value step.
         previews: Whether to finish the trajectories and keep small pictures of them
             (:func:`~redi.building.preview_path`); then ``stop_at_value`` is of no account.
@@ -102,7 +100,7 @@ def build(
     """
     begun, prompts, seeds = KnowledgeBase.exists(path), checked_prompts(prompts), checked_seeds(noises, noise)
     check_numbers(plan, batch_size=batch_size, unit_size=1 if unit_size is None else unit_size)
-    unit_size = unit_size or batch_size * -(-_LEAST_UNIT // batch_size)
+    unit_size = unit_size or default_unit_size(len(prompts), batch_size)
     check_pipeline(pipe, allow_stochastic=allow_stochastic)
     if previews:
         check_previews(pipe)

@@ -57,6 +57,16 @@ class Work:
         return Unit(number, prompts, noise_ids, tuple(self.seeds[each] for each in noise_ids))
 
 
+def default_unit_size(prompts: int, batch_size: int) -> int:
+    """Return the entries in a unit of a build: whole batches, as few as hold a 64th of the prompts, 64 to 256 of them.
+
+    A kill costs up to a unit, and every unit costs a commit: a small build is cut fine, a large one is not cut into
+    thousands of commits.
+    """
+    least = min(max(prompts // 64, 64), 256)
+    return batch_size * -(-least // batch_size)
+
+
 def digest_of(prompts: Sequence[str]) -> str:
     """Return the SHA-256 of prompts in their order.
 

@@ -70,7 +70,9 @@ def build(
     batch_size: options.BatchSize = 16,
     unit_size: Annotated[
         int | None,
-        typer.Option(help="Entries committed together.  [default: whole batches, at least 64]", min=1, metavar="N"),
+        typer.Option(
+            help="Entries committed together.  [default: whole batches, 64 to 256 by size]", min=1, metavar="N"
+        ),
     ] = None,
     stop_at_value: Annotated[
         bool, typer.Option("--stop-at-value/--no-stop-at-value", help="Leave out the steps after the last value.")
