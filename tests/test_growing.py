@@ -24,6 +24,7 @@ from redi.knowledge_base import KnowledgeBase
 from redi.knowledge_base.eviction import RULES, Use, UseLog, least_worth
 from redi.knowledge_base.growth import Growth, add_grown, bytes_of_an_entry
 from redi.knowledge_base.guard import bytes_below
+from redi.knowledge_base.ledger import BuilderLock
 from small_base import ROWS, create, filled, grow_alone, unit_batch
 from tiny import tiny_pipeline
 from tiny_build import PLAN, build_tiny
@@ -96,6 +97,18 @@ def test_entries_are_stored_after_the_delay_without_being_asked(pipe: Any, base:
                 break
             deadline.wait(0.05)
         assert "an old map" in held(base)
+
+
+def test_flushing_stores_what_came_while_another_group_was_being_stored(pipe: Any, base: KnowledgeBase) -> None:
+    with redi.enable(pipe, base, max_distance=0.0, grow=redi.Growth(delay=1.0)) as enabled:
+        flushing = threading.Thread(target=enabled.grower.flush)
+        with BuilderLock(base.path / "lock").held():
+            pipe("an old map", output_type="latent")
+            threading.Event().wait(1.5)  # by now its storing waits for the lock
+            pipe("a wet stone", output_type="latent")
+            flushing.start()
+        flushing.join()
+        assert {"an old map", "a wet stone"} <= set(held(base))
 
 
 def test_only_images_that_abstained_are_added(pipe: Any, base: KnowledgeBase) -> None:
@@ -179,9 +192,11 @@ def test_what_cannot_grow_is_refused(pipe: Any, base: KnowledgeBase) -> None:
             redi.enable(pipe, base, grow=growth)
     with pytest.raises(InputError, match="allow_stochastic"):
         redi.enable(pipe, base, grow=True, allow_stochastic=True)
-    for wrong in ({"capacity": 0}, {"eviction": "newest"}, {"delay": -1.0}, {"half_life": 0.0}):
+    delays: list[Any] = [-1.0, float("nan"), float("inf"), 1e10, None, "soon"]
+    wrong = [{"capacity": 0}, {"eviction": "newest"}, {"half_life": 0.0}, {"half_life": "a day"}]
+    for each in (*wrong, *({"delay": delay} for delay in delays)):
         with pytest.raises(InputError):
-            Growth(**wrong)
+            Growth(**each)
 
 
 # Capacity and eviction, without a pipeline.

@@ -97,7 +97,7 @@ class Grower:
     def _work(self) -> None:
         while True:
             with self._change:
-                self._hurry = False
+                self._hurry = self._hurry and bool(self._seen or self._used)  # asked for while others were being stored
                 self._change.notify_all()
                 self._change.wait_for(lambda: self._seen or self._used or self._hurry or self._closed)
                 in_time = time.monotonic() + self._growth.delay

@@ -16,6 +16,7 @@ from redi.knowledge_base.noises import Noises
 
 WAIT = 60.0
 """Seconds to wait for another process that writes."""
+_LONGEST_DELAY = 86400.0
 _SAMPLE = 256
 _ROW_BYTES = 128
 
@@ -30,7 +31,7 @@ class Growth:
         eviction: What goes when it is full: ``"aged"`` (calls saved, halved with time), ``"nirvana"`` (calls saved),
             ``"lru"``, ``"fifo"``; or ``"none"``: nothing goes, and nothing more comes.
         half_life: Seconds in which what an entry has saved counts half, for ``"aged"``.
-        delay: Seconds after which an entry is stored at the latest.
+        delay: Seconds after which an entry is stored at the latest, up to a day.
         group: Entries that are stored together without waiting for the delay.
 
     Raises:
@@ -49,8 +50,10 @@ class Growth:
             number = getattr(self, name)
             if number is not None and (type(number) is not int or number < 1):
                 raise InputError(f"{name}={number!r}", expected="a whole number of at least 1")
-        if not (self.half_life > 0 and self.delay >= 0):
-            raise InputError(f"half_life={self.half_life!r}, delay={self.delay!r}", expected="seconds")
+        if not (_is_number(self.half_life) and self.half_life > 0):
+            raise InputError(f"half_life={self.half_life!r}", expected="seconds, more than 0")
+        if not (_is_number(self.delay) and 0 <= self.delay <= _LONGEST_DELAY):
+            raise InputError(f"delay={self.delay!r}", expected=f"seconds, 0 to {_LONGEST_DELAY:.0f}")
         if self.eviction not in (*RULES, "none"):
             raise InputError(f"eviction={self.eviction!r}", expected=f"one of {', '.join(RULES)}, none")
 
@@ -87,6 +90,10 @@ class Grown:
 
     added: int
     evicted: int
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def bytes_of_an_entry(base: KnowledgeBase) -> int:
