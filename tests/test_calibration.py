@@ -97,6 +97,21 @@ def test_more_loss_is_never_more_calls_and_none_is_refused() -> None:
         found.choose(0.3, score="variance")
 
 
+@pytest.mark.parametrize("told", [1.0, 0.5, 0.0])
+def test_no_plan_for_everybody_that_keeps_the_promise_needs_fewer_calls(told: float) -> None:
+    for seed in range(4):
+        found = measured(80, seed, told=told)
+        for loss in np.linspace(0.1, 3, 12):
+            choice = found.choose(float(loss))
+            resampled = np.random.default_rng(seed).integers(80, size=(2000, 80))
+            for step, calls in CALLS.items():
+                bound = np.quantile(found.losses[step][resampled].mean(1), 0.99)
+                if bound < loss:
+                    assert choice.calls <= calls
+            assert choice.bound <= loss
+            assert all(limit <= found.scores[choice.score].max() for limit in choice.limits.values())
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -6,6 +6,7 @@ Axes: ``n`` calibration prompts, ``m`` value steps. A *score* is what a gate can
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,8 +26,8 @@ LEAST_PROMPTS = 20
 """With fewer prompts, a mean and its bound say nothing."""
 
 _ASKED = 0.98
-"""Share of resamples that the bound is taken at. At 0.95, 4 to 13 % of simulated bases with skewed losses broke their
-promise, not 5: percentiles of a skewed mean, and choosing a rung by them, are a little too sure."""
+"""Share of resamples that each of two rows of bounds is taken at. At 0.95, 4 to 13 % of simulated bases with skewed
+losses broke their promise, not 5: percentiles of a skewed mean, and choosing a rung by them, are a little too sure."""
 
 _FOLDS = 5
 _TARGETS = 80
@@ -121,6 +122,8 @@ class Measurements:
         Limits are chosen on the fitted curves for a ladder of target losses. Each target's loss is then measured on
         folds that its limits were not fitted to, and bounded from above by resampling prompts; going up the ladder, the
         last target before the bound passes ``max_loss`` is taken (a fixed sequence of tests, Angelopoulos et al. 2021).
+        A second sequence is that of the plans which send everybody to one value step, whose limit only keeps out who
+        scores worse than all of these prompts: where a score says little, they need fewer calls than a gate does.
 
         Args:
             max_loss: Above 0, in the unit of the losses.
@@ -135,27 +138,40 @@ class Measurements:
         name = self.best_score if score is None else score
         if name not in self.scores:
             raise InputError(f"score {name!r}", expected=f"one of {', '.join(sorted(self.scores))}")
-        ladder = self._ladder(name)
+        ladder, everybody = self._ladder(name), self._everybody(name)
         failed = np.flatnonzero(ladder.bounds > max_loss)
         rung = (int(failed[0]) if len(failed) else len(ladder.bounds)) - 1
         limits = self._fit(name, np.arange(len(self))).limits(float(ladder.targets[rung]))
-        if not limits:
-            jumping = ladder.calls.mean(0) < self.full_calls
-            least = min(ladder.bounds[jumping], default=ladder.bounds[-1])
+        kept = list(itertools.takewhile(lambda plan: plan.bound <= max_loss, everybody))
+        if limits:
+            jumping = Choice(name, limits, 0, 0, 0, 0).steps(self.scores[name]) > 0
+            losses, calls = float(ladder.losses[:, rung].mean()), float(ladder.calls[:, rung].mean())
+            kept.append(Choice(name, limits, losses, float(ladder.bounds[rung]), calls, float(jumping.mean())))
+        if not kept:
+            saving = ladder.calls.mean(0) < self.full_calls
+            least = min([*ladder.bounds[saving], everybody[0].bound])
             raise RetrievalError(
                 f"max_loss={max_loss:.4g} leaves no picture that may jump",
                 expected=f"at least {least:.4g}, with these {len(self)} prompts",
                 fix="ask for more loss, calibrate with more prompts, or build a larger base",
             )
-        chosen = Choice(
-            name,
-            limits,
-            float(ladder.losses[:, rung].mean()),
-            float(ladder.bounds[rung]),
-            float(ladder.calls[:, rung].mean()),
-            0.0,
-        )
-        return Choice(**{**vars(chosen), "jumping": float((chosen.steps(self.scores[name]) > 0).mean())})
+        return min(kept, key=lambda plan: (plan.calls, plan.expected))
+
+    def _everybody(self, score: str) -> list[Choice]:
+        """Return the plans that send everybody to one value step, the earliest first."""
+        worst = float(self.scores[score].max())
+        steps = sorted(self.losses)
+        losses = np.stack([self.losses[step] for step in steps], axis=1)
+        bounds = self._bounds(losses)
+        return [
+            Choice(score, {step: worst}, float(losses[:, at].mean()), float(bounds[at]), float(self.calls[step]), 1.0)
+            for at, step in enumerate(steps)
+        ]
+
+    def _bounds(self, losses: _Numbers) -> _Numbers:
+        """Return what the means (t) of losses (n, t) stay below."""
+        draws = np.random.default_rng(1).multinomial(len(self), np.full(len(self), 1 / len(self)), _RESAMPLES)
+        return np.asarray(np.quantile(draws @ losses / len(self), _ASKED, axis=0), np.float64)
 
     def outcomes(self, choice: Choice) -> tuple[_Numbers, _Numbers]:
         """Return losses (n) and calls (n) of these prompts under a gate."""
@@ -194,9 +210,7 @@ class Measurements:
                 choice = Choice(score, fit.limits(target), 0, 0, 0, 0)
                 found = self._outcomes(choice.steps(self.scores[score][held]), held)
                 losses[held, rung], calls[held, rung] = found
-        draws = np.random.default_rng(1).multinomial(len(self), np.full(len(self), 1 / len(self)), _RESAMPLES)
-        bounds = np.maximum(np.quantile(draws @ losses / len(self), _ASKED, axis=0), targets)
-        return _Ladder(targets, losses, calls, bounds)
+        return _Ladder(targets, losses, calls, np.maximum(self._bounds(losses), targets))
 
 
 @dataclass(frozen=True, eq=False)
