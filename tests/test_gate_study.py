@@ -78,12 +78,13 @@ def simulated(size: int = 400, *, told: bool) -> Measurements:
 
 def test_a_score_that_tells_the_loss_beats_fixed_plans_and_one_that_does_not_is_no_better() -> None:
     outcomes = {told: [Outcome(simulated(told=told), {})] for told in (True, False)}
-    fixed = [(10.0, 0.75), (15.0, 0.25), (20.0, 0.0)]
-    asked = [0.1, 0.3]
-    rows = {told: _promises(each, asked, fixed) for told, each in outcomes.items()}
+    rows = {told: _promises(each, [0.1, 0.3]) for told, each in outcomes.items()}
     assert [row["against_fixed"] for row in rows[True]] == ["better", "better"]
     assert all(row["verdict"] == "kept" for each in rows.values() for row in each)
     assert all(row["against_fixed"] != "better" for row in rows[False])
+    for row in (row for each in rows.values() for row in each):
+        assert row["loss"]["value"] - row["fixed_loss"] == pytest.approx(row["difference"]["value"])
+        assert row["scores"] == {"distance": 20}
 
 
 def test_part_keeps_rows_together_and_a_lot_between_plans_is_a_plan() -> None:

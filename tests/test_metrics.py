@@ -69,6 +69,14 @@ def test_repeated_prompts_do_not_push_a_frechet_interval_off_its_value() -> None
     assert 0.5 < (found.value - found.low) / (found.high - found.value) < 2
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_one_picture_of_many_makes_no_difference(seed: int) -> None:
+    one = np.zeros(600)
+    one[17] = 1
+    for sign in (1, -1):
+        assert not mean_interval(sign * one, resamples=400, seed=seed).differs_from_zero
+
+
 def test_a_difference_inside_its_interval_is_none() -> None:
     noise = np.random.default_rng(1).normal(size=400)
     assert not mean_interval(noise - noise.mean()).differs_from_zero

@@ -7,8 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from redi.experiments.plots import plotted
-from redi.results import write_file
+from redi.experiments.plots import write_plots
 
 _BOUND = "L of each step, and mu"
 _PLOTTED = ("distance at the key", "L of each step", _BOUND)
@@ -17,8 +16,7 @@ _VACUOUS = 10
 
 def bound_section(result: Mapping[str, Any], images: Path) -> str:
     """Return the section, and draw its plot."""
-    image = images / "results-bound.svg"
-    write_file(image, plotted(partial(_draw, result), size=(11, 4)))
+    image = write_plots(images / "results-bound.svg", partial(_draw, result), size=(11, 4))
     rates, gaps, clock = result["rate"], result["gap"], result["clock"]
     lines = [
         f"## Section 5: the error bound ({result['solver']}, key after {result['key_step']})",

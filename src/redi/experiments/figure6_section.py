@@ -7,8 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from redi.experiments.plots import plotted
-from redi.results import write_file
+from redi.experiments.plots import write_plots
 
 _Row = Mapping[str, Any]
 _MEASURES = {
@@ -28,8 +27,7 @@ def figure6_section(result: Mapping[str, Any], images: Path) -> str:
     """Return the section, and draw its plots."""
     scale, full = result["scale"], result["full"]
     name = f"results-{result['study']}"
-    for ending in ("svg", "png"):
-        write_file(images / f"{name}.{ending}", plotted(partial(_draw, result), size=(11, 9), ending=ending))
+    write_plots(images / f"{name}.svg", partial(_draw, result), size=(11, 9))
     lines = [
         f"## Figure 6: base size, value step, key step, neighbours ({result['title']})",
         "",

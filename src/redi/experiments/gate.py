@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from redi.experiments.laboratory import Laboratory
 from redi.experiments.sampling import Recording, plain, redi
 from redi.experiments.studies import DPM
 from redi.identity import library_versions
-from redi.metrics import area_under_roc, mean_interval, rank_correlation
+from redi.metrics import Interval, area_under_roc, mean_interval, rank_correlation, resampled_interval
 from redi.results import write_json
 from redi.retrieval.weights import combiner
 
@@ -24,7 +25,7 @@ _WEIGHTS = "kriging"
 _SHARES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
 """Losses to ask for, as shares of what jumping to the latest step costs."""
 
-_SPLITS = 20
+_SPLITS, _RESAMPLES = 20, 2000
 _Numbers = NDArray[np.float64]
 
 
@@ -72,7 +73,7 @@ def run_gate(
     latest = np.concatenate([each.measured.losses[max(recording.value_steps)] for each in found]).mean()
     asked = [float(f"{share * latest:.2g}") for share in _SHARES]
     fixed = _fixed(found)
-    promises = _promises(found, asked, fixed)
+    promises = _promises(found, asked)
     for row in promises:
         tell(f"asked {row['asked']}: {row['loss']['value']:.3f} at {row['calls']:.1f} calls, {row['verdict']}")
     result = {
@@ -88,6 +89,7 @@ def run_gate(
         "versions": library_versions(),
         "scores": scores,
         "fixed": [{"calls": calls, "loss": loss} for calls, loss in fixed],
+        "lots": lower_hull(fixed),
         "promises": promises,
     }
     write_json(results / scale.name / "gate.json", result)
@@ -165,13 +167,11 @@ def _fixed(found: Sequence[Outcome]) -> list[tuple[float, float]]:
     return sorted([*points, (first.full_calls, 0.0)])
 
 
-def _promises(
-    found: Sequence[Outcome], asked: Sequence[float], fixed: Sequence[tuple[float, float]]
-) -> list[dict[str, Any]]:
+def _promises(found: Sequence[Outcome], asked: Sequence[float]) -> list[dict[str, Any]]:
     """Return, for each loss asked for, what halves that the limits were not chosen on came to."""
     size = len(found[0].measured)
     losses, calls, times = (np.zeros((len(found), size, len(asked))) for _ in range(3))
-    broken = np.zeros(len(asked))
+    broken, took = np.zeros(len(asked)), [Counter[str]() for _ in asked]
     draw = np.random.default_rng(0)
     for place, each in enumerate(found):
         for _ in range(_SPLITS):
@@ -181,32 +181,52 @@ def _promises(
             for at, (loss, choice) in enumerate(reachable(part(each.measured, seen), asked)):
                 full = np.zeros(len(fresh)), np.full(len(fresh), each.measured.full_calls)
                 came, cost = full if choice is None else held.outcomes(choice)
+                took[at].update([choice.score] if choice else [])
                 losses[place, fresh, at] += came
                 calls[place, fresh, at] += cost
                 times[place, fresh, at] += 1
                 broken[at] += came.mean() > loss
+    steps = sorted(found[0].measured.losses, key=lambda step: found[0].measured.calls[step])
+    everybody = np.asarray([[each.measured.losses[step] for step in steps] for each in found]).transpose(0, 2, 1)
+    costs = [found[0].measured.calls[step] for step in steps]
     rows = []
     for at, loss in enumerate(asked):
         told = times[:, :, at] > 0
-        delivered = mean_interval(losses[:, :, at][told] / times[:, :, at][told])
-        spent = float((calls[:, :, at][told] / times[:, :, at][told]).mean())
-        rival = float(np.interp(spent, [each for each, _ in fixed], lower_hull(fixed)))
+        own, spent = (each[:, :, at][told] / times[:, :, at][told] for each in (losses, calls))
+        delivered = mean_interval(own)
+        apart = _against_fixed(own, spent, everybody[told], (*costs, found[0].measured.full_calls))
+        worse, better = apart.low > 0, apart.high < 0
         rows.append(
             {
                 "asked": loss,
                 "loss": asdict(delivered),
-                "calls": spent,
+                "calls": float(spent.mean()),
                 "verdict": "broken" if delivered.low > loss else "kept",
                 "broken_splits": float(broken[at] / (_SPLITS * len(found))),
-                "fixed_loss": rival,
-                "against_fixed": _against(delivered.low, delivered.high, rival),
+                "fixed_loss": delivered.value - apart.value,
+                "difference": asdict(apart),
+                "scores": dict(took[at]),
+                "against_fixed": "worse" if worse else "better" if better else "no difference",
             }
         )
     return rows
 
 
-def _against(low: float, high: float, rival: float) -> str:
-    return "better" if high < rival else "worse" if low > rival else "no difference"
+def _against_fixed(own: _Numbers, spent: _Numbers, everybody: _Numbers, calls: Sequence[float]) -> Interval:
+    """Return by how much the mean loss (n) is above that of the best lot between two fixed plans with as many calls.
+
+    Args:
+        own: Losses (n).
+        spent: Calls (n).
+        everybody: Losses (n, m) of the same prompts under each fixed plan.
+        calls: Of each fixed plan and, last, of the run in full; rising.
+    """
+
+    def apart(places: NDArray[np.intp]) -> float:
+        points = [*zip(calls, everybody[places].mean(0), strict=False), (calls[-1], 0.0)]
+        return float(own[places].mean() - np.interp(spent[places].mean(), calls, lower_hull(points)))
+
+    return resampled_interval(apart, len(own), resamples=_RESAMPLES)
 
 
 def part(measured: Measurements, places: NDArray[np.intp]) -> Measurements:

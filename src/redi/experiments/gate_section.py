@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from redi.experiments.plots import plotted
-from redi.results import write_file
+from redi.experiments.plots import write_plots
 
 
 def gate_section(result: Mapping[str, Any], images: Path) -> str:
     """Return the section, and draw its plot."""
-    image = images / "results-gate.svg"
-    write_file(image, plotted(partial(_draw, result), size=(10, 4)))
+    image = write_plots(images / "results-gate.svg", partial(_draw, result), size=(10, 4))
     scale = result["scale"]
     lines = [
         f"## The gate ({result['solver']}, key after {result['key_step']}, `{result['weights']}`)",
@@ -37,10 +36,10 @@ def gate_section(result: Mapping[str, Any], images: Path) -> str:
         "`redi calibrate` on half of the prompts, asked for a mean loss, and what the other half came to, over",
         f"{result['splits']} random splits of each bank. *Above* is the share of splits whose mean on the other half",
         "was above what was asked. *Fixed* is the loss of the best fixed plan, or lot between two of them, at the same",
-        "mean calls.",
+        f"mean calls; *apart* the difference on the same prompts. Of the gates chosen {_took(result['promises'])}.",
         "",
-        "| asked | loss | above | mean calls | promise | fixed | against it |",
-        "| ---: | ---: | ---: | ---: | --- | ---: | --- |",
+        "| asked | loss | above | mean calls | promise | fixed | apart | against it |",
+        "| ---: | ---: | ---: | ---: | --- | ---: | ---: | --- |",
     ]
     for row in result["promises"]:
         loss = "{value:.3f} [{low:.3f}, {high:.3f}]".format(**row["loss"])
@@ -51,10 +50,19 @@ def gate_section(result: Mapping[str, Any], images: Path) -> str:
             f"{row['calls']:.1f}",
             row["verdict"],
             f"{row['fixed_loss']:.3f}",
+            "{value:+.3f} [{low:.3f}, {high:.3f}]".format(**row["difference"]),
             row["against_fixed"],
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", f"![Loss over calls](images/{image.name})\n"])
+
+
+def _took(promises: Sequence[Mapping[str, Any]]) -> str:
+    """Tell what the gates looked at."""
+    counts = Counter[str]()
+    for row in promises:
+        counts.update(row["scores"])
+    return " and ".join(f"{count / counts.total():.0%} look at the {name}" for name, count in counts.most_common())
 
 
 def _draw(result: Mapping[str, Any], figure: Any) -> None:
@@ -65,7 +73,9 @@ def _draw(result: Mapping[str, Any], figure: Any) -> None:
     spread = [[e["value"] - e["low"] for e in told], [e["high"] - e["value"] for e in told]]
     means = [each["value"] for each in told]
     over_calls.errorbar([row["calls"] for row in promises], means, spread, marker="o", capsize=2, label="calibrated")
-    over_calls.plot([p["calls"] for p in fixed], [p["loss"] for p in fixed], "s--", label="one value step for all")
+    calls = [each["calls"] for each in fixed]
+    over_calls.plot(calls, [each["loss"] for each in fixed], "s", label="one value step for all")
+    over_calls.plot(calls, result["lots"], "--", color="tab:orange", label="best lot between two of them")
     over_calls.set(xlabel="mean network calls", ylabel="mean distance to the full run")
     over_calls.legend()
     asked = [row["asked"] for row in promises]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from io import BytesIO
+from pathlib import Path
 from typing import Any
+
+from redi.results import write_file
 
 
 def plotted(draw: Callable[[Any], None], *, size: tuple[float, float], ending: str = "svg") -> bytes:
@@ -24,3 +27,10 @@ def plotted(draw: Callable[[Any], None], *, size: tuple[float, float], ending: s
         buffer = BytesIO()
         figure.savefig(buffer, format=ending, metadata={"Date": None} if ending == "svg" else {"Software": None})
     return buffer.getvalue()
+
+
+def write_plots(path: Path, draw: Callable[[Any], None], *, size: tuple[float, float]) -> Path:
+    """Write a plot as SVG and as PNG beside it, and return ``path``, which is that of the SVG; as :func:`plotted`."""
+    for ending in ("svg", "png"):
+        write_file(path.with_suffix(f".{ending}"), plotted(draw, size=size, ending=ending))
+    return path

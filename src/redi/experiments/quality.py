@@ -26,6 +26,7 @@ MEASURES = ("frechet", "kernel", "faithfulness", "closeness", "pixels")
 MORE_IS_BETTER = {"faithfulness"}
 COMPARED_CALLS = (*range(3, 11), 15, 25)
 """Numbers of calls at which the best jump is compared with the best solver alone."""
+_OF_A_DISTRIBUTION = ("frechet", "kernel")
 _ATTRIBUTES = {"faithfulness": "all", "objects": "objects"}
 
 
@@ -43,7 +44,7 @@ def figures(
         samples: One per replicate.
         full: The run in full from the same noises, for closeness.
         reference: Features of real pictures.
-        resamples: Of the bootstrap.
+        resamples: Of the bootstrap of distances between distributions.
         lpips: Tells how far apart two pictures look.
 
     Returns:
@@ -54,12 +55,15 @@ def figures(
         Without a judge who tells right from wrong, ``objects`` is not among them; with LPIPS its mean to the run in
         full is, ``lpips``, of pictures of at most 64 pixels a side.
     """
-    intervals = {
-        name: _told(resampled_interval(measure(name, samples, full, reference), _count(samples), resamples=resamples))
-        for name in (*MEASURES, "objects")
-        if name != "objects" or _judged(samples)
-    }
-    count = _count(samples)
+    count, intervals = _count(samples), {}
+    for name in (*MEASURES, "objects"):
+        if name in _OF_A_DISTRIBUTION:
+            found = resampled_interval(_distance(name, samples, reference), count, resamples=resamples)
+        elif name != "objects" or _judged(samples):
+            found = mean_interval(of_each(name, samples, full))
+        else:
+            continue
+        intervals[name] = _told(found)
     if lpips is not None:
         pairs = [lpips.distances(one.pictures, other.pictures) for one, other in zip(samples, full, strict=True)]
         intervals["lpips"] = _told(mean_interval(np.concatenate(pairs)))
@@ -99,30 +103,36 @@ def difference(
     """
     if [len(each) for each in samples] != [len(each) for each in rival]:
         raise InputError("samples of different prompts", expected="the same prompts from the same noises")
-    ours, theirs = measure(name, samples, full, reference), measure(name, rival, full, reference)
-    return resampled_interval(lambda places: ours(places) - theirs(places), _count(samples), resamples=resamples)
+    if name in _OF_A_DISTRIBUTION:
+        ours, theirs = _distance(name, samples, reference), _distance(name, rival, reference)
+        return resampled_interval(lambda places: ours(places) - theirs(places), _count(samples), resamples=resamples)
+    return mean_interval(of_each(name, samples, full) - of_each(name, rival, full))
 
 
-def measure(
-    name: str, samples: Sequence[Samples], full: Sequence[Samples], reference: Reference
-) -> Callable[[Places], float]:
-    """Return what computes a measure of the prompts at some places."""
+def _distance(name: str, samples: Sequence[Samples], reference: Reference) -> Callable[[Places], float]:
+    """Return what computes a distance to the reference from the prompts at some places."""
     features = np.concatenate([each.features for each in samples])
-    if name == "frechet":
-        return lambda places: frechet_distance(features[places], reference)
     if name == "kernel":
         return kernel_distance_of(features, reference)
+    return lambda places: frechet_distance(features[places], reference)
+
+
+def of_each(name: str, samples: Sequence[Samples], full: Sequence[Samples]) -> NDArray[np.float64]:
+    """Return a measure of each prompt's picture (n), whose mean is told."""
     if name == "closeness":
-        apart = np.linalg.norm(features - np.concatenate([each.features for each in full]), axis=1)
+        found = [
+            np.linalg.norm(one.features - other.features, axis=1) for one, other in zip(samples, full, strict=True)
+        ]
     elif name == "pixels":
         pairs = zip(samples, full, strict=True)
-        squares = [((one.pictures / 255.0 - other.pictures / 255.0) ** 2).mean((1, 2, 3)) for one, other in pairs]
-        apart = np.sqrt(np.concatenate(squares))
+        found = [
+            np.sqrt(((one.pictures / 255.0 - other.pictures / 255.0) ** 2).mean((1, 2, 3))) for one, other in pairs
+        ]
     elif name in _ATTRIBUTES:
-        apart = np.concatenate([each.faithful[_ATTRIBUTES[name]] for each in samples])
+        found = [each.faithful[_ATTRIBUTES[name]] for each in samples]
     else:
         raise InputError(f"measure {name!r}", expected=f"one of {', '.join((*MEASURES, 'objects'))}")
-    return lambda places: float(apart[places].mean())
+    return np.concatenate(found).astype(np.float64)
 
 
 def _judged(samples: Sequence[Samples]) -> bool:

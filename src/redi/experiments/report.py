@@ -19,7 +19,7 @@ from redi.experiments.estimates_section import estimates_section
 from redi.experiments.figure6_section import figure6_section
 from redi.experiments.gate_section import gate_section
 from redi.experiments.pareto_section import draw, pareto
-from redi.experiments.plots import plotted
+from redi.experiments.plots import write_plots
 from redi.experiments.runner import EXPERIMENTS
 from redi.experiments.styles_section import styles_section
 from redi.experiments.subjects import subject_of
@@ -111,9 +111,7 @@ def _comparison(result: Mapping[str, Any], images: Path) -> str:
     if "sheet" in result:
         lines.append(f"![{result['title']}: the first prompts](../results/{result['sheet']})\n")
     if result["plot"]:
-        image = images / f"results-{result['study']}.svg"
-        for ending in ("svg", "png"):
-            write_file(image.with_suffix(f".{ending}"), plotted(partial(draw, result), size=(13, 4.4), ending=ending))
+        image = write_plots(images / f"results-{result['study']}.svg", partial(draw, result), size=(13, 4.4))
         lines += [f"![{result['title']}](images/{image.name})\n", *pareto(result), ""]
     return "\n".join(lines)
 

@@ -37,7 +37,9 @@ def resampled_interval(
 ) -> Interval:
     """Return a statistic of ``count`` prompts with its bootstrap interval (percentiles, corrected for bias).
 
-    Resampled prompts repeat, which alone raises a Frechet distance; the draws are shifted to the statistic's value.
+    Resampled prompts repeat, which alone raises a Frechet distance; the draws are shifted to the statistic's value. Of
+    a mean, which has no such bias, :func:`mean_interval` takes the percentiles as they are: a shift by the noise of the
+    draws can make a difference of one picture's.
 
     Args:
         statistic: Computes the figure from places of prompts, 0 to ``count - 1``, repeats included. For a paired
@@ -49,16 +51,31 @@ def resampled_interval(
     Raises:
         InputError: There are fewer than 2 prompts or resamples.
     """
-    if count < 2 or resamples < 2:
-        raise InputError(f"{count} prompts, {resamples} resamples", expected="at least 2 of each")
+    _check(count, resamples)
     rng = np.random.default_rng(seed)
     value = statistic(np.arange(count))
     drawn = np.asarray([statistic(rng.integers(count, size=count)) for _ in range(resamples)])
-    low, high = np.quantile(drawn - drawn.mean() + value, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(value, min(float(low), value), max(float(high), value))
+    return _percentiles(value, drawn - drawn.mean() + value)
 
 
 def mean_interval(numbers: NDArray[np.float64], *, resamples: int = 2000, seed: int = 0) -> Interval:
-    """Return a mean over prompts (n) with its bootstrap interval; of a paired difference, pass the differences."""
+    """Return a mean over prompts (n) with its bootstrap interval; of a paired difference, pass the differences.
+
+    Raises:
+        InputError: There are fewer than 2 prompts or resamples.
+    """
     values = np.asarray(numbers, np.float64)
-    return resampled_interval(lambda places: float(values[places].mean()), len(values), resamples=resamples, seed=seed)
+    _check(len(values), resamples)
+    rng = np.random.default_rng(seed)
+    drawn = [values[rng.integers(len(values), size=len(values))].mean() for _ in range(resamples)]
+    return _percentiles(float(values.mean()), np.asarray(drawn))
+
+
+def _check(count: int, resamples: int) -> None:
+    if count < 2 or resamples < 2:
+        raise InputError(f"{count} prompts, {resamples} resamples", expected="at least 2 of each")
+
+
+def _percentiles(value: float, drawn: NDArray[np.float64]) -> Interval:
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(value, min(float(low), value), max(float(high), value))
