@@ -2,9 +2,9 @@
 
     import redi
 
-    kb = redi.build(pipe, prompts, "my-base", plan=redi.Plan(50, key_step=10, value_steps=(20, 30, 40)))
-    redi.enable(pipe, kb, value_step=40, neighbors=2)
-    image = pipe("an astronaut riding a horse").images[0]
+    kb = redi.build(pipe, prompts, "my-base", plan=redi.Plan(24, key_step=2, value_steps=(4, 6)))
+    redi.enable(pipe, kb)
+    image = pipe("an astronaut riding a horse", num_inference_steps=24).images[0]
     print(redi.summary(pipe))
 
 Names are imported when they are first used, so that ``import redi`` costs nothing.

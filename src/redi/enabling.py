@@ -1,6 +1,6 @@
 """Owns the two verbs that attach a knowledge base to a pipeline, and the one to look; must not know files or weights.
 
-redi.enable(pipe, "my-base", value_step=40)
+redi.enable(pipe, "my-base", value_step=6)
 image = pipe("an astronaut riding a horse").images[0]
 print(redi.summary(pipe))
 """

@@ -13,6 +13,7 @@ import typer
 from redi.cli import options
 from redi.cli.inspect import printable
 from redi.pipelines import MINIATURE
+from redi.plan import DEFAULT_PLAN, Plan
 
 
 def build(
@@ -28,14 +29,19 @@ def build(
         ),
     ],
     model: options.NewModel = MINIATURE,
-    steps: Annotated[int, typer.Option(help="Steps of the sampler's schedule.", metavar="N")] = 50,
+    steps: Annotated[
+        int, typer.Option(help="Steps of the sampler's schedule.", metavar="N")
+    ] = DEFAULT_PLAN.num_inference_steps,
     key_step: Annotated[
         int | None,
-        typer.Option(help="Completed steps of the key.  [default: 10, or the last of --key-steps]", metavar="N"),
+        typer.Option(
+            help=f"Completed steps of the key.  [default: {DEFAULT_PLAN.key_step}, or the last of --key-steps]",
+            metavar="N",
+        ),
     ] = None,
     value_steps: Annotated[
         str, typer.Option(help="Completed steps of the values.", metavar="N,N,...", callback=options.checked_steps)
-    ] = "20,30,40",
+    ] = ",".join(map(str, DEFAULT_PLAN.value_steps)),
     key_steps: Annotated[
         str | None,
         typer.Option(help="More keys to record in the same pass.", metavar="N,N,...", callback=options.checked_steps),
@@ -92,7 +98,7 @@ def build(
     """Build a knowledge base, or go on with one that was interrupted.
 
     Every prompt is run once, and its latents after the key step and after the value steps are kept. Steps are counted
-    completed: --key-step 10 is after ten steps. Ctrl-C, a kill or a full disk lose nothing that was committed: the
+    completed: --key-step 2 is after two steps. Ctrl-C, a kill or a full disk lose nothing that was committed: the
     same command goes on.
 
     \b
@@ -106,10 +112,9 @@ def build(
       redi build status my-base
     """
     from redi.building import read_prompts
-    from redi.plan import Plan
 
     more = options.steps(key_steps) if key_steps else ()
-    key = key_step if key_step is not None else max(more, default=10)
+    key = key_step if key_step is not None else max(more, default=DEFAULT_PLAN.key_step)
     plan = Plan(steps, key_step=key, value_steps=options.steps(value_steps), more_key_steps=more)
     texts = read_prompts(prompts)
 

@@ -38,7 +38,7 @@ def stylize(
 
     \b
     Example:
-      redi stylize "a cat" --style "as a mosaic" --kb my-base --value-step 20 --compare
+      redi stylize "a cat" --style "as a mosaic" --kb my-base --value-step 4 --compare
     """
     from redi.cli.run import run_and_write
 

@@ -7,8 +7,9 @@ from inspect import signature
 from typing import Any
 
 from redi.building.runner import build
-from redi.experiments.sampling import Recording, redi
+from redi.experiments.sampling import Recording, Solver, redi
 from redi.experiments.studies import DPM, PNDM, SHORT, SHORT_TRAILING
+from redi.plan import DEFAULT_PLAN
 from redi.retrieval.weights import DEFAULT_WEIGHTS, combiner
 
 Results = Mapping[str, Mapping[str, Any]]
@@ -26,6 +27,18 @@ def defaults_section(results: Results) -> str:
         said = f"not measured here (`redi experiments run {missing[0]}`)" if missing else tell(results)
         lines.append(f"- **{name}** {said}.")
     return "\n".join([*lines, ""])
+
+
+def _plan(results: Results) -> str:
+    plan = DEFAULT_PLAN
+    recording = Recording(Solver("pndm", plan.num_inference_steps), (plan.key_step,), plan.value_steps[-1:])
+    ours = _jump(results["table1"], recording, plan.key_step, plan.value_steps[-1], weights=DEFAULT_WEIGHTS)
+    paper = _jump(results["table1"], PNDM, 10, 40, weights=DEFAULT_WEIGHTS)
+    alone, usual = (_labelled(results["table1"], label) for label in ("pndm-20", "pndm-40"))
+    return (
+        f"{ours['calls']:.0f} calls of PNDM: {_two(ours)}; the paper's plan from 10 to 40 of 50 {_two(paper)}; PNDM "
+        f"alone {_two(alone)} with as many, {_two(usual)} with {usual['calls']:.0f}"
+    )
 
 
 def _weights(results: Results) -> str:
@@ -58,9 +71,11 @@ def _key(results: Results) -> str:
 
 
 def _key_step(results: Results) -> str:
-    found = [(key, _jump(results["rivals"], SHORT, key, key + 4, weights=DEFAULT_WEIGHTS)) for key in (1, 2, 3)]
-    told = "; ".join(f"after {key} {_two(row)}" for key, row in found)
-    return f"of 10 steps, all at 6 calls: {told}"
+    told = []
+    for recording in (SHORT, SHORT_TRAILING):
+        found = [(key, _jump(results["rivals"], recording, key, key + 4, weights=DEFAULT_WEIGHTS)) for key in (1, 2, 3)]
+        told.append("; ".join(f"after {key} {_two(row)}" for key, row in found))
+    return f"of 10 steps, all at 6 calls: {told[0]}; on trailing timesteps {told[1]}"
 
 
 def _value_step(results: Results) -> str:
@@ -147,16 +162,18 @@ def _gate(results: Results) -> str:
 
 _RULES: tuple[dict[str, Any], ...] = ({"weights": DEFAULT_WEIGHTS}, {"neighbors": 2})
 _LINES: tuple[tuple[str, tuple[str, ...], Callable[[Results], str]], ...] = (
+    (
+        f"Plan of `redi build`: {DEFAULT_PLAN.num_inference_steps} steps, key after {DEFAULT_PLAN.key_step}, values "
+        f"after {listed(DEFAULT_PLAN.value_steps)}.",
+        ("table1",),
+        _plan,
+    ),
     (f"Weights: {DEFAULT_WEIGHTS}, not least squares.", ("table1", "table2"), _weights),
     (f"Neighbours: {combiner(DEFAULT_WEIGHTS).default_neighbors}.", ("estimates",), _neighbors),
     ("Key: the trajectory, not the text.", ("table3",), _key),
-    ("Key step: late enough to tell prompts apart.", ("rivals",), _key_step),
-    (
-        "Value step: the last of the base (fewest calls); an earlier one is nearer.",
-        ("table2",),
-        _value_step,
-    ),
-    ("Schedule: the scheduler's own; a short one on trailing timesteps serves best.", ("rivals", "table2"), _schedule),
+    ("Key step: early; a later one is no better at the same calls.", ("rivals",), _key_step),
+    ("Value step: a little after the key; the farther the jump, the more is lost.", ("table2",), _value_step),
+    ("Schedule: a short one; on trailing timesteps where the scheduler has them.", ("rivals", "table2"), _schedule),
     ("Against fewer steps:", ("rivals",), against_fewer_steps),
     ("Gate:", ("gate",), _gate),
     (f"Noises: {signature(build).parameters['noises'].default}.", ("bank",), _noises),

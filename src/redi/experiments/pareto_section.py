@@ -52,11 +52,9 @@ def pareto(result: Mapping[str, Any]) -> list[str]:
     ]
     for calls in REACHED:
         lines.append(f"| {calls} calls | {' | '.join(_fewest(rows, measure, calls) for measure, _, _ in _MEASURES)} |")
-    enough = as_good_as_the_full(result)
-    told = "; ".join(f"{row['label'].removeprefix('ReDi ')} ({row['calls']:.4g} calls)" for row in enough)
     said = (
-        f"Jumps of at most {_GOAL} calls within 3 % of the Frechet distance of {result['full']}'s pictures and within "
-        f"3 points of their faithfulness: {told or 'none'}."
+        f"With at most {_GOAL} calls within 3 % of the Frechet distance of {result['full']}'s pictures and within 3 "
+        f"points of their faithfulness, as measured: {near_the_full(result)}."
     )
     return [*lines, "", said]
 
@@ -80,19 +78,28 @@ def fewest_calls(rows: Sequence[Row], measure: str, calls: int) -> float | None:
     return min(enough, default=None)
 
 
-def as_good_as_the_full(result: Mapping[str, Any]) -> list[Row]:
-    """Return the rows of jumps of few calls that are within 3 % of the full run's Frechet distance and within 3 points
-    of its faithfulness, those of fewest calls first."""
+def as_good_as_the_full(result: Mapping[str, Any], *, jumps: bool = True) -> list[Row]:
+    """Return the rows of few calls, of jumps or of solvers alone, that are within 3 % of the full run's Frechet
+    distance and within 3 points of its faithfulness, those of fewest calls first."""
     rows = result["rows"]
     full = next(row for row in rows if row["label"] == result["full"])
     return [
         row
         for row in sorted(rows, key=lambda row: row["calls"])
-        if row["sampling"]["jump"] is not None
+        if (row["sampling"]["jump"] is not None) == jumps
         and row["calls"] <= _GOAL
         and row["frechet"]["value"] <= 1.03 * full["frechet"]["value"]
         and row["faithfulness"]["value"] >= full["faithfulness"]["value"] - 0.03
     ]
+
+
+def near_the_full(result: Mapping[str, Any]) -> str:
+    """Tell the rows of :func:`as_good_as_the_full`: the jumps, and the solver alone that needs fewest calls for it."""
+    jumps, alone = (as_good_as_the_full(result, jumps=each) for each in (True, False))
+    told, first = (
+        [f"{row['label'].removeprefix('ReDi ')} ({row['calls']:.4g})" for row in rows] for rows in (jumps, alone)
+    )
+    return f"jumps {', '.join(told) or 'none'}; of solvers alone {first[0] if first else 'none'} with fewest"
 
 
 def draw(result: Mapping[str, Any], figure: Any) -> None:

@@ -90,9 +90,12 @@ _ALONE: tuple[tuple[str, Mapping[str, Any], tuple[int, ...]], ...] = (
     ("dpm", {"solver_order": 3}, _FEW),
     ("unipc", _EVEN, _ALL),
     ("unipc", _KARRAS, _FEW),
+    ("unipc", _TRAILING, _FEW),
     ("ddim", _EVEN, (*_ALL, 50)),
+    ("ddim", _TRAILING, _FEW),
     ("euler", _EVEN, _ALL),
     ("deis", _EVEN, _ALL),
+    ("deis", _TRAILING, _FEW),
     ("pndm", _EVEN, _ALL[1:]),
     ("heun", _EVEN, (3, 5, 7, 9, *_MANY)),
 )

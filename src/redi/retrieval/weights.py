@@ -194,7 +194,7 @@ COMBINERS: Mapping[str, Callable[[], Combiner]] = MappingProxyType(
 """The combiners that can be chosen by name; "least-squares" is the paper's."""
 
 DEFAULT_WEIGHTS = "kriging"
-"""What is used where none is named: at equal calls it won every comparison (docs/results.md)."""
+"""What is used where none is named: at equal calls it was the more faithful in every comparison (docs/results.md)."""
 
 
 def combiner(choice: str | Combiner) -> Combiner:
