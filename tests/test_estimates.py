@@ -84,6 +84,17 @@ def test_errors_are_told_in_units_of_the_noises_mean_and_against_the_default(res
     assert any("ahead" in name for name, key_step in by_name if key_step == 2)
 
 
+def test_pictures_are_made_of_what_is_nearer_than_the_default(results: Path) -> None:
+    found = json.loads((results / "tiny" / "estimates.json").read_text())
+    default, *others = found["pictures"]
+    assert default["estimator"] == DEFAULT
+    assert all(each == {"value": 0, "low": 0, "high": 0} for each in default["against_default"].values())
+    for row in others:
+        apart = [each["against_default"] for each in found["rows"] if each["estimator"] == row["estimator"]]
+        assert not any(each["low"] > 0 for each in apart)
+        assert any(each["high"] < 0 for each in apart)
+
+
 def test_the_section_shows_every_estimator(results: Path, tmp_path: Path) -> None:
     page = write_report(results, tmp_path / "results.md", scale="tiny")
     assert all(f"| {name} |" in page for name in ESTIMATORS)

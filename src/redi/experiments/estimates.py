@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ from torch import Tensor
 
 from redi.experiments.estimators import ESTIMATORS, Estimator
 from redi.experiments.laboratory import Laboratory
-from redi.experiments.sampling import Recording
+from redi.experiments.quality import difference, figures
+from redi.experiments.sample_files import Samples
+from redi.experiments.sampling import Recording, plain, redi
 from redi.experiments.studies import SHORT
 from redi.experiments.wider_estimators import WIDER, Seen
 from redi.identity import library_versions
@@ -24,6 +26,7 @@ from redi.results import write_json
 _UNIT, *_OTHERS = ESTIMATORS
 DEFAULT = "kriging, H=64"
 _POOLED = "one kriging for all noises (entries minus their noise's mean)"
+_COMPARED = ("frechet", "faithfulness", "closeness")
 _AHEAD = "kriging, H=64, keys one step ahead"
 
 
@@ -45,7 +48,8 @@ def run_estimates(
     """
     scale = laboratory.scale
     values = recording.value_steps[len(recording.value_steps) // 2 :: 2]
-    tell(f"estimates: {scale.replicates} x {scale.prompts} queries run to step {max(values)}, no picture is made")
+    queries = scale.replicates * scale.prompts
+    tell(f"estimates: {queries} queries run to step {max(values)}, and pictures of the best from {values[0]} on")
     errors: dict[tuple[int, int, str], list[NDArray[np.float64]]] = {}
     for replicate in range(scale.replicates):
         texts = laboratory.texts(recording, replicate)
@@ -64,6 +68,8 @@ def run_estimates(
         row = {"key_step": key_step, "value_step": value_step, "estimator": name}
         rows.append({**row, "error": asdict(told), "against_default": asdict(against)})
         tell(f"key {key_step}, v={value_step}, {name}: {told.value:.3f}")
+    place = recording.key_steps[-1], values[0]
+    pictures = _pictures(laboratory, recording, place, _promising(rows), tell)
     result = {
         "study": "estimates",
         "kind": "estimates",
@@ -73,9 +79,51 @@ def run_estimates(
         "default": DEFAULT,
         "versions": library_versions(),
         "rows": rows,
+        "place": place,
+        "pictures": pictures,
     }
     write_json(results / scale.name / "estimates.json", result)
     return result
+
+
+def _promising(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the default and what is nearer than it at most of its places and farther at none."""
+    apart: dict[str, list[Mapping[str, float]]] = {}
+    for row in rows:
+        apart.setdefault(row["estimator"], []).append(row["against_default"])
+    nearer = [
+        name
+        for name, each in apart.items()
+        if sum(e["high"] < 0 for e in each) > len(each) / 2 and not any(e["low"] > 0 for e in each)
+    ]
+    return [DEFAULT, *nearer]
+
+
+def _pictures(
+    laboratory: Laboratory,
+    recording: Recording,
+    place: tuple[int, int],
+    names: Sequence[str],
+    tell: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """Return what becomes of the pictures that go on from some estimates, and how they differ from the default's."""
+    solver, replicates = recording.solver, range(laboratory.scale.replicates)
+    jump = redi(recording, *place, weights="kriging")
+    full = [laboratory.sample(plain(solver.name, solver.steps, **dict(solver.settings)), each) for each in replicates]
+    made: dict[str, list[Samples]] = {name: [] for name in names}
+    for replicate in replicates:
+        found, truth = _estimated(laboratory, recording, replicate, *place, laboratory.texts(recording, replicate))
+        shape = (len(truth), *laboratory.subject.latent_shape)
+        for name in names:
+            made[name].append(laboratory.going_on(jump, replicate, found[name].reshape(shape)))
+    rows = []
+    for name, samples in made.items():
+        apart = {
+            each: asdict(difference(each, samples, made[DEFAULT], full, laboratory.reference)) for each in _COMPARED
+        }
+        rows.append({"estimator": name, **figures(samples, full, laboratory.reference), "against_default": apart})
+        tell(f"pictures of {name}: {rows[-1]['faithfulness']['value']:.1%} faithful")
+    return rows
 
 
 def _measured(
@@ -86,7 +134,20 @@ def _measured(
     value_step: int,
     texts: tuple[Tensor, Tensor],
 ) -> dict[str, NDArray[np.float64]]:
-    """Return each estimator's distance (n) to the query's own x_v; ``texts`` of entries and of queries."""
+    """Return each estimator's distance (n) to the query's own x_v; arguments as of :func:`_estimated`."""
+    found, truth = _estimated(laboratory, recording, replicate, key_step, value_step, texts)
+    return {name: (each - truth).norm(dim=1).double().numpy() for name, each in found.items()}
+
+
+def _estimated(
+    laboratory: Laboratory,
+    recording: Recording,
+    replicate: int,
+    key_step: int,
+    value_step: int,
+    texts: tuple[Tensor, Tensor],
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Return each estimator's x_v (n, d), and the query's own; ``texts`` of entries and of queries."""
     steps = sorted({key_step - 1, key_step, value_step} - {0})
     paths = dict(zip(steps, laboratory.latents(recording, replicate, tuple(steps)), strict=True))
     base = laboratory.base(recording, replicate)
@@ -117,7 +178,7 @@ def _measured(
         if before is not None and earlier is not None:
             default: Estimator = ESTIMATORS[DEFAULT]
             found[_AHEAD][asked] = default(2 * queries - earlier, 2 * keys - before, values[rows])
-    return {name: (each - truth).norm(dim=1).double().numpy() for name, each in found.items()}
+    return found, truth
 
 
 def _noise_means(latents: Tensor, of_entry: Tensor) -> Tensor:

@@ -30,7 +30,30 @@ def estimates_section(result: Mapping[str, Any], images: Path) -> str:
         lines.append(f"| {name} | {' | '.join(cells)} |")
     better = [name for name in names if _always(rows, name, places, "high")]
     said = f"Better at every place outside the interval: {', '.join(better) or 'none'}."
-    return "\n".join([*lines, "", said, ""])
+    key, value = result["place"]
+    lines += [
+        "",
+        said,
+        "",
+        f"Pictures from key {key} and v={value} of the default and of what is nearer at most of these places and "
+        "farther at none;",
+        f"in brackets, by how much they are above those of *{default}*, on the same prompts.",
+        "",
+        "| estimator | Frechet | faithful | from full |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for row in result["pictures"]:
+        cells = [_against(row, name, form) for name, form in _MEASURES]
+        lines.append(f"| {row['estimator']} | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+_MEASURES = (("frechet", ".2f"), ("faithfulness", ".1%"), ("closeness", ".3f"))
+
+
+def _against(row: Mapping[str, Any], name: str, form: str) -> str:
+    apart = row["against_default"][name]
+    return f"{row[name]['value']:{form}} [{apart['low']:{form}}, {apart['high']:{form}}]"
 
 
 def _cell(row: Mapping[str, Any] | None) -> str:
