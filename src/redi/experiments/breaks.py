@@ -257,5 +257,5 @@ def _worst(
 
 def _sheet(worst: Sequence[tuple[float, Column]]) -> Image.Image:
     ranked = [column for _, column in sorted(worst, key=lambda each: -each[0])[:_WORST]]
-    heading = f"The {len(ranked)} pictures farthest from their run in full"
+    heading = f"Of all held-out prompts, whole bases: the {len(ranked)} pictures farthest from their run in full"
     return page(ranked, ["full", "ReDi"], per_band=5, heading=heading, least_side=_SIDE).quantize(_COLORS)

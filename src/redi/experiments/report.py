@@ -99,6 +99,7 @@ def _comparison(result: Mapping[str, Any], images: Path) -> str:
         "",
         *_table(result),
         "",
+        *([*textwrap.wrap(result["remark"], 120, break_on_hyphens=False), ""] if result["remark"] else []),
     ]
     if any("lpips" in row for row in result["rows"]):
         where = "of pictures of at most 64 pixels a side"
@@ -168,6 +169,9 @@ def _table(result: Mapping[str, Any]) -> list[str]:
             *([f"{paper[row['label']]:.3f}" if row["label"] in paper else ""] if paper else []),
         ]
         lines.append(f"| {' | '.join(cells)} |")
+    not_run = paper.keys() - {row["label"] for row in result["rows"]}
+    for label in sorted(not_run):
+        lines.append(f"| {label}, not run | {' | '.join([_NOTHING] * (len(names) - 2))} | {paper[label]:.3f} |")
     return lines
 
 

@@ -114,6 +114,7 @@ def run_study(
         ],
         "best": _best(study, rows, full, laboratory, tell) if study.plot else [],
         "paper": dict(study.paper),
+        "remark": study.remark,
         "plot": study.plot,
         "sheet": f"{scale.name}/{study.name}.png",
     }
