@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from redi.experiments.laboratory import Laboratory
-from redi.experiments.quality import figures
+from redi.experiments.quality import difference, figures
 from redi.experiments.sampling import Recording, Sampling, Solver, plain, redi
 from redi.experiments.studies import SHORT
 from redi.identity import library_versions
@@ -120,7 +120,7 @@ def run_figure6(
     estimated = [_estimated(laboratory, figure, replicate) for replicate in replicates]
     full = [laboratory.sample(plain(solver.name, solver.steps, **dict(solver.settings)), each) for each in replicates]
     full = [each.first(count) for each in full]
-    rows = []
+    rows, pictures, distances = [], {}, {}
     for point in figure.points:
         for neighbors in NEIGHBORS:
             values = [each[point, neighbors] for each in estimated]
@@ -128,7 +128,8 @@ def run_figure6(
                 laboratory.going_on(figure.sampling(point, neighbors), replicate, values[replicate][0][:count])
                 for replicate in replicates
             ]
-            apart = np.concatenate([distances for _, distances in values])
+            apart = np.concatenate([each for _, each in values])
+            pictures[point, neighbors], distances[point, neighbors] = made, apart
             row = {
                 **asdict(point),
                 "entries": round(point.share * scale.entries),
@@ -142,6 +143,15 @@ def run_figure6(
                 f"{row['calls']:.0f} calls, Frechet {row['frechet']['value']:.2f}, from the full run "
                 f"{row['closeness']['value']:.2f}, x_v apart {row['at_value']['value']:.2f}"
             )
+
+    def ends_apart(first: Point, last: Point) -> dict[str, Any]:
+        one, other = (first, max(NEIGHBORS)), (last, max(NEIGHBORS))
+        found = {
+            measure: asdict(difference(measure, pictures[other], pictures[one], full, laboratory.reference))
+            for measure in ("frechet", "faithfulness", "closeness")
+        }
+        return {**found, "at_value": asdict(mean_interval(distances[other] - distances[one]))}
+
     result = {
         "study": name,
         "kind": "figure6",
@@ -152,6 +162,7 @@ def run_figure6(
         "queries": count * scale.replicates,
         "full": figures(full, full, laboratory.reference, resamples=_RESAMPLES),
         "panels": {name: [asdict(point) for point in points] for name, points in figure.panels.items()},
+        "ends": {panel: ends_apart(points[0], points[-1]) for panel, points in figure.panels.items()},
         "versions": library_versions(),
         "rows": rows,
     }

@@ -37,7 +37,8 @@ def figure6_section(result: Mapping[str, Any], images: Path) -> str:
         "tables above; they compare with each",
         f"other only. The run in full has {_cell(full, 'frechet')} and {_cell(full, 'faithfulness')} faithful. "
         "Smaller bases hold the",
-        "first entries of each noise.",
+        "first entries of each noise. *No difference* is where the interval of the",
+        "difference, on the same prompts, holds zero.",
         "",
         f"| panel | entries | key | value | calls | H | {' | '.join(text for text, _ in _MEASURES.values())} |",
         "| --- |" + " ---: |" * (5 + len(_MEASURES)),
@@ -65,7 +66,8 @@ def _verdict(result: Mapping[str, Any], panel: str) -> str:
     rows = [row for row in _rows(result, panel) if row["neighbors"] == most]
     first, last = rows[0], rows[-1]
     said = [
-        f"{text.split(' (')[0]} {_value(first, measure)} to {_value(last, measure)}{_sure(first, last, measure)}"
+        f"{text.split(' (')[0]} {_value(first, measure)} to {_value(last, measure)}"
+        f"{_sure(result['ends'][panel], measure)}"
         for measure, (text, _) in _MEASURES.items()
     ]
     return f"- *{name}*, {axis(first)} to {axis(last)}, H={most}: {', '.join(said)}."
@@ -80,9 +82,9 @@ def _of_neighbors(result: Mapping[str, Any]) -> str:
     return f"- *neighbours*: nearest to x_v with H={', '.join(map(str, sorted(set(best))))}, over {len(best)} points."
 
 
-def _sure(one: _Row, other: _Row, measure: str) -> str:
-    apart = one[measure]["high"] < other[measure]["low"] or other[measure]["high"] < one[measure]["low"]
-    return "" if apart else " (intervals overlap)"
+def _sure(ends: Mapping[str, Mapping[str, float]], measure: str) -> str:
+    apart = ends[measure]
+    return "" if apart["low"] > 0 or apart["high"] < 0 else " (no difference)"
 
 
 def _value(row: _Row, measure: str) -> str:
