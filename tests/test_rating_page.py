@@ -20,7 +20,8 @@ const elements = {}, made = name => elements[name] ??= element();
 globalThis.document = { getElementById: made, createElement: element };
 globalThis.addEventListener = (_, listener) => listeners.push(listener);
 const real = fetch;
-globalThis.fetch = (path, options) => real(new URL(path, address), options);
+let sent = 0;
+globalThis.fetch = (path, options) => { sent += options ? 1 : 0; return real(new URL(path, address), options); };
 const asked = () => elements.question.textContent;
 const key = (name, more = {}) => {
   const event = { key: name, target: {}, preventDefault() { this.prevented = true; }, ...more };
@@ -82,7 +83,10 @@ def test_held_keys_shortcuts_and_double_clicks_give_no_score_and_backspace_takes
     folder, scores = write_folder(tmp_path / "pictures"), tmp_path / "scores.jsonl"
     script = """
       await left(6);
-      for (const held of ["repeat", "ctrlKey", "altKey", "metaKey"]) key("4", { [held]: true });
+      for (const held of ["repeat", "ctrlKey", "altKey", "metaKey"]) {
+        key("4", { [held]: true });
+        assert(asked().includes("left"), held);
+      }
       keys(["Backspace", "6", "a", "12", ""]);
       assert(asked().includes("left"));
       assert(key("Enter", { repeat: true, target: { tagName: "BUTTON" } }).prevented);
@@ -93,6 +97,8 @@ def test_held_keys_shortcuts_and_double_clicks_give_no_score_and_backspace_takes
       click(3, 2); assert(asked().includes("left"));  // or when the next pair is there
       click(1); click(1, 2);  // the same score for both, quickly
       await left(4);
+      assert.equal(sent, 2);
+      assert(!made("pictures").hidden);
     """
     _drive(folder, scores, script)
     given = [

@@ -15,7 +15,7 @@ from redi.experiments.rating import Session
 _MOST_BYTES = 1000
 
 PAGE = """<!doctype html>
-<meta charset="utf-8"><title>Rate pictures</title>
+<meta charset="utf-8"><title>Rate pictures</title><link rel="icon" href="data:,">
 <style>
 body { font: 18px sans-serif; text-align: center; margin: 2em }
 #pictures { display: flex; justify-content: center; align-items: flex-start }
