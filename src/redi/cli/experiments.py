@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from redi.experiments.rating import Task
     from redi.experiments.subjects import Subject
 
 experiments_app = typer.Typer(help="Regenerate the paper's tables and redi's own claims.", no_args_is_help=True)
@@ -122,33 +123,76 @@ def _subject(model: str, coco: Path | None, features: list[Path], scale: str, de
 
 @experiments_app.command()
 def rate(
-    folder: Annotated[Path, typer.Argument(help="What redi generate --compare wrote.")],
-    scores: Annotated[Path, typer.Option(help="Where scores go, one line of JSON for a pair; rated pairs are kept.")],
+    folder: Annotated[Path, typer.Argument(help="What redi generate --compare or redi stylize --compare wrote.")],
+    scores: Annotated[
+        list[Path],
+        typer.Option(
+            help="Where a rater's scores go, one line of JSON for a pair; rated pairs are kept. With --summary one of "
+            "each rater."
+        ),
+    ],
+    style_free: Annotated[
+        Path | None,
+        typer.Option(
+            help="What redi generate --compare wrote for the same prompts and --seed: also compare layouts with its "
+            "runs in full."
+        ),
+    ] = None,
     port: Annotated[int, typer.Option(help="Of the page on this machine; 0 is a free one.", min=0, max=65535)] = 0,
     seed: Annotated[int, typer.Option(help="Decides the order of pairs and of their sides.", min=0)] = 0,
     summary: Annotated[bool, typer.Option("--summary", help="Tell the scores so far instead.")] = False,
 ) -> None:
     """Rate pictures of ReDi and of the full run from 1 to 5 without knowing which is which, on a page in the browser.
 
-    The keys 1 to 5 score the picture with the frame. Ctrl-C ends it; call it again to go on.
+    Asked for is how well a picture shows its prompt, of styles also how well it keeps to the style, and with
+    --style-free how similar its layout is to the picture's without the style: the paper's figure 4. The keys 1 to 5
+    score the picture with the frame, Backspace takes a score back. Ctrl-C ends it; call it again to go on.
 
-    Example: redi experiments rate pictures --scores scores.jsonl
+    \b
+    Example:
+      redi experiments rate monet --style-free pictures --scores ann.jsonl
+      redi experiments rate monet --scores ann.jsonl --scores ben.jsonl --summary
     """
+    from redi.errors import InputError
     from redi.experiments import rating
+    from redi.experiments.rating_page import server
 
+    task = rating.task_of(folder, style_free=style_free, seed=seed)
     if summary:
-        told = rating.summary(scores)
-        typer.echo(f"{told['pairs']} pairs")
-        for name in ("redi", "full", "difference"):
-            found = told[name]
-            typer.echo(f"{name}: {found.value:.2f} [{found.low:.2f}, {found.high:.2f}]")
+        _tell(task, scores)
         return
-    with rating.server(rating.Session(rating.pairs_of(folder, seed=seed), scores), port=port) as page:
+    if len(scores) != 1:
+        raise InputError(
+            f"{len(scores)} files of scores to write", expected="one, a rater's own", fix="one --scores, or --summary"
+        )
+    session = rating.Session(task, scores[0])
+    session.rated()
+    with server(session, port=port) as page:
         typer.echo(f"http://127.0.0.1:{page.server_address[1]}/")
         try:
             page.serve_forever()
         except KeyboardInterrupt:
-            typer.echo(f"scores are in {scores}")
+            typer.echo(f"scores are in {scores[0]}")
+
+
+def _tell(task: Task, scores: list[Path]) -> None:
+    """Tell what the raters' scores say, by aspect."""
+    from redi.errors import InputError
+    from redi.experiments.rating import check_folder
+    from redi.experiments.scores import read_scores, summaries
+
+    lines = []
+    for path in scores:
+        found = read_scores(path)
+        if not found:
+            raise InputError(f"no rated pairs in {path}", expected="a rater's scores", fix="redi experiments rate")
+        check_folder(task, path, found)
+        lines += found
+    typer.echo(f"{len(scores)} rater{'s' if len(scores) > 1 else ''}")
+    for aspect, told in summaries(lines).items():
+        typer.echo(f"{aspect}, {told.pairs} pairs")
+        for name, each in (("redi", told.redi), ("full", told.full), ("difference", told.difference)):
+            typer.echo(f"  {name}: {each.value:.2f} [{each.low:.2f}, {each.high:.2f}]")
 
 
 @experiments_app.command()

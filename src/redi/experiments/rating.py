@@ -1,14 +1,12 @@
-"""Owns rating pictures blind, in a browser: pairs in random order, scores of 1 to 5 kept line by line; must not know
-how the pictures were made."""
+"""Owns what is rated blind: pairs in random order, what is asked of them, a session that outlives a kill; must not know
+how the pictures were made, nor the page."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -16,271 +14,264 @@ from typing import Any
 import numpy as np
 
 from redi.errors import InputError
-from redi.metrics import mean_interval
+from redi.experiments.scores import SCORES, append_line, read_scores
 
-SCORES = range(1, 6)
 _ENDING = ".png"
-_MOST_BYTES = 1000
-
-_PAGE = """<!doctype html>
-<meta charset="utf-8"><title>Rate pictures</title>
-<style>
-body { font: 18px sans-serif; text-align: center; margin: 2em }
-img { width: 320px; image-rendering: pixelated; margin: 1em; border: 4px solid transparent }
-img.asked { border-color: #36c }
-button { font-size: 18px; margin: .2em; padding: .3em 1em }
-</style>
-<p id="prompt"></p>
-<div><img id="left" alt="left picture"><img id="right" alt="right picture"></div>
-<p id="question"></p>
-<div id="scores"></div>
-<p id="left-over"></p>
-<script>
-let pair = null, asked = 0, given = [];
-const at = name => document.getElementById(name);
-const show = () => {
-  at("left").className = asked === 0 ? "asked" : "";
-  at("right").className = asked === 1 ? "asked" : "";
-  at("question").textContent = `How well does the ${asked ? "right" : "left"} picture show this? 1 (not) to 5 (fully)`;
-};
-const next = async () => {
-  pair = await (await fetch("/next")).json();
-  asked = 0; given = [];
-  at("left-over").textContent = `${pair.left_over} pairs left`;
-  if (!pair.left_over) {
-    for (const name of ["prompt", "question", "scores"]) at(name).textContent = "";
-    at("prompt").textContent = "Done. Thank you.";
-    at("left").hidden = at("right").hidden = true;
-    pair = null;
-    return;
-  }
-  at("prompt").textContent = pair.prompt;
-  at("left").src = `/picture/${pair.place}/0`;
-  at("right").src = `/picture/${pair.place}/1`;
-  show();
-};
-const score = async number => {
-  if (!pair) return;
-  given.push(number);
-  if (++asked < 2) return show();
-  const told = { place: pair.place, scores: given };
-  pair = null;
-  const answer = await fetch("/score", { method: "POST", body: JSON.stringify(told) });
-  if (!answer.ok) alert(await answer.text());
-  await next();
-};
-for (const number of [1, 2, 3, 4, 5]) {
-  const button = document.createElement("button");
-  button.textContent = number;
-  button.onclick = () => score(number);
-  at("scores").append(button);
-}
-addEventListener("keydown", event => { if ("12345".includes(event.key) && event.key) score(Number(event.key)); });
-next();
-</script>
-"""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two pictures of one prompt, and who made each, in the order in which they are shown; the name is its own."""
+    """Two pictures of one prompt, and who made each, in the order in which they are shown.
+
+    Attributes:
+        name: Its own.
+        prompt: The content description, without a style.
+        makers: Of the first picture and of the second.
+        files: Of the first picture and of the second.
+        reference: The style-free picture that layouts are compared with.
+    """
 
     name: str
     prompt: str
     makers: tuple[str, str]
     files: tuple[Path, Path]
+    reference: Path | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """What there is to rate.
+
+    Attributes:
+        pairs: In the order of showing.
+        questions: By aspect, in the order of asking; ``{side}`` is where left or right goes.
+        folder: A hash over prompts and pictures, which tells one folder's scores from another's.
+    """
+
+    pairs: Sequence[Pair]
+    questions: Mapping[str, str]
+    folder: str
 
 
 @dataclass(frozen=True)
 class Session:
-    """One rater's pairs and the scores given so far.
+    """One rater's task and the scores given so far.
 
     Args:
-        pairs: In the order of showing.
+        task: What is rated.
         scores: File of JSON lines, one a pair; made when the first score comes.
     """
 
-    pairs: Sequence[Pair]
+    task: Task
     scores: Path
     _lock: Any = field(default_factory=Lock, init=False, repr=False, compare=False)
 
     def rated(self) -> set[int]:
-        """Return the places of the pairs that have scores."""
-        names = {each["picture"] for each in read_scores(self.scores)}
-        return {place for place, pair in enumerate(self.pairs) if pair.name in names}
+        """Return the places of the pairs that have scores.
+
+        Raises:
+            InputError: The file of scores does not read, or is of another folder or of other questions.
+        """
+        lines = read_scores(self.scores)
+        check_folder(self.task, self.scores, lines)
+        asked = list(self.task.questions)
+        other = next((list(line["scores"]) for line in lines if set(line["scores"]) != set(asked)), None)
+        if other is not None:
+            raise InputError(
+                f"{self.scores} has scores of {', '.join(other)}; asked for {', '.join(asked)}",
+                expected="the same questions throughout",
+                fix="--style-free as before, or another file with --scores",
+            )
+        names = {line["picture"] for line in lines}
+        return {place for place, pair in enumerate(self.task.pairs) if pair.name in names}
 
     def next(self) -> dict[str, Any]:
         """Return what the page may know of the next pair, never who made it, and how many are left."""
         rated = self.rated()
-        left = [place for place in range(len(self.pairs)) if place not in rated]
+        left = [place for place in range(len(self.task.pairs)) if place not in rated]
         if not left:
             return {"left_over": 0}
-        return {"left_over": len(left), "place": left[0], "prompt": self.pairs[left[0]].prompt}
+        questions = [{"aspect": aspect, "text": text} for aspect, text in self.task.questions.items()]
+        prompt = self.task.pairs[left[0]].prompt
+        return {"left_over": len(left), "place": left[0], "prompt": prompt, "questions": questions}
 
     def score(self, told: Any) -> None:
         """Keep the scores of a pair; a pair that has some keeps them.
 
         Args:
-            told: ``{"place": a pair's, "scores": [of its first picture, of its second]}``, as the page sends it.
+            told: ``{"place": a pair's, "scores": {aspect: [of its first picture, of its second]}}``, from the page.
 
         Raises:
             InputError: It is something else, or the file cannot be written.
         """
-        expected = f"a place below {len(self.pairs)} and two whole scores of 1 to 5"
-        if not isinstance(told, Mapping) or not isinstance(scores := told.get("scores"), list) or len(scores) != 2:
+        pairs, asked = self.task.pairs, self.task.questions
+        expected = f"a place below {len(pairs)} and two whole scores of 1 to 5 for each of {', '.join(asked)}"
+        place, scores = (told.get("place"), told.get("scores")) if isinstance(told, Mapping) else (None, None)
+        if type(place) is not int or place not in range(len(pairs)):
             raise InputError(f"scores {told!r:.100}", expected=expected)
-        place = told.get("place")
-        if type(place) is not int or place not in range(len(self.pairs)):
+        if not isinstance(scores, Mapping) or scores.keys() != asked.keys():
             raise InputError(f"scores {told!r:.100}", expected=expected)
-        if not all(type(each) is int and each in SCORES for each in scores):
-            raise InputError(f"scores {told!r:.100}", expected=expected)
+        for given in scores.values():
+            if not isinstance(given, list) or [type(each) for each in given] != [int, int] or not {*given} <= SCORES:
+                raise InputError(f"scores {told!r:.100}", expected=expected)
         with self._lock:
             if place in self.rated():
                 return
-            pair = self.pairs[place]
+            pair = pairs[place]
             line = {
+                "folder": self.task.folder,
                 "picture": pair.name,
                 "prompt": pair.prompt,
-                "scores": dict(zip(pair.makers, scores, strict=True)),
                 "first": pair.makers[0],
+                "scores": {aspect: dict(zip(pair.makers, scores[aspect], strict=True)) for aspect in asked},
             }
-            _append(self.scores, json.dumps(line, ensure_ascii=False))
+            append_line(self.scores, json.dumps(line, ensure_ascii=False))
 
 
-def pairs_of(folder: Path, *, seed: int) -> list[Pair]:
-    """Return the pairs that a folder holds, in an order that the seed alone decides, so that a session can go on.
+def task_of(folder: Path, *, style_free: Path | None = None, seed: int) -> Task:
+    """Return what to rate of a folder, in an order that the seed alone decides, so that a session can go on.
 
-    The folder is one of ``redi generate --compare``: its report names each picture and its run in full.
+    Args:
+        folder: What ``redi generate --compare`` or ``redi stylize --compare`` wrote; only the latter has a style.
+        style_free: What ``redi generate --compare`` wrote for the same prompts and noises: layouts are compared with
+            its runs in full.
+        seed: Of the order of pairs and of their sides.
 
     Raises:
-        InputError: There is no such report, or it has no pair.
+        InputError: A report does not read or has no pair, a picture is not there, or the folders do not go together.
     """
-    report = folder / "report.json"
-    try:
-        images = json.loads(report.read_text())["images"]
-        found = [
-            (str(each["prompt"]), folder / Path(each["file"]).name, folder / Path(each["full"]["file"]).name)
-            for each in images
-            if "full" in each and str(each["file"]).endswith(_ENDING)
-        ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"no report of pictures in {folder}: {error}",
-            expected="a folder that redi generate --compare wrote",
-            fix="redi generate --prompts prompts.txt --kb base --compare --out pictures",
-        ) from error
+    report = _read(folder)
+    found = [picture for picture in report.pictures if picture.full is not None]
     if not found:
         raise InputError(
             f"no pairs in {folder}", expected="pictures with their runs in full", fix="redi generate --compare"
         )
+    references = {} if style_free is None else _references(report, found, folder, style_free)
     rng = np.random.default_rng(seed)
     pairs = []
     for place in rng.permutation(len(found)):
-        prompt, ours, full = found[place]
-        sides = [("redi", ours), ("full", full)]
+        picture = found[place]
+        sides = [("redi", picture.file), ("full", picture.full or picture.file)]
         first, second = sides if rng.random() < 0.5 else sides[::-1]
-        pairs.append(Pair(ours.name, prompt, (first[0], second[0]), (first[1], second[1])))
-    return pairs
+        name = picture.file.name
+        pairs.append(Pair(name, picture.prompt, (first[0], second[0]), (first[1], second[1]), references.get(name)))
+    return Task(pairs, _questions(report.style, style_free is not None), _hash(report.style, found))
 
 
-def server(session: Session, *, port: int) -> ThreadingHTTPServer:
-    """Return a server of the page on localhost, not yet started; port 0 is a free one.
+def check_folder(task: Task, scores: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a file's lines if one is of another folder.
 
     Raises:
-        InputError: The port is taken.
+        InputError: One is.
     """
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            parts = self.path.strip("/").split("/")
-            if parts == [""]:
-                self._answer(_PAGE.encode(), "text/html; charset=utf-8")
-            elif parts == ["next"]:
-                self._answer(json.dumps(session.next()).encode(), "application/json")
-            elif (file := _picture(session, parts)) is not None:
-                self._answer(file.read_bytes(), "image/png")
-            else:
-                self.send_error(HTTPStatus.NOT_FOUND)
-
-        def do_POST(self) -> None:
-            length = self.headers.get("Content-Length", "")
-            if self.path != "/score" or not length.isdecimal() or int(length) > _MOST_BYTES:
-                self.send_error(HTTPStatus.BAD_REQUEST)
-                return
-            try:
-                session.score(json.loads(self.rfile.read(int(length))))
-            except (InputError, ValueError) as error:
-                self._answer(str(error).encode(), "text/plain; charset=utf-8", HTTPStatus.BAD_REQUEST)
-            else:
-                self._answer(b"{}", "application/json")
-
-        def _answer(self, content: bytes, kind: str, status: HTTPStatus = HTTPStatus.OK) -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(content)))
-            self.send_header("Cache-Control", "no-store")
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            """Say nothing: the terminal tells where the page is."""
-
-    try:
-        return ThreadingHTTPServer(("127.0.0.1", port), Handler)
-    except OSError as error:
+    if any(line["folder"] != task.folder for line in lines):
         raise InputError(
-            f"cannot listen on port {port}: {error.strerror}", expected="a free port", fix="--port 0"
+            f"{scores} has scores of other pictures",
+            expected="scores of this folder, its pictures as they were",
+            fix="the folder that they were given for, or another file with --scores",
+        )
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """What a report tells of one picture; its noise is a place in the bank and a seed, None where unknown."""
+
+    prompt: str
+    noise: tuple[int | None, int | None]
+    file: Path
+    full: Path | None
+
+
+@dataclass(frozen=True)
+class _Report:
+    """What a folder's report tells: the pictures, their base's id, and the words of the style, if there is one."""
+
+    base: Any
+    style: str | None
+    pictures: Sequence[_Picture]
+
+
+def _read(folder: Path) -> _Report:
+    """Read the report of a folder, its prompts without the style."""
+    try:
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        style = report.get("settings", {}).get("style")
+        pictures = []
+        for image in report["images"]:
+            full = folder / Path(image["full"]["file"]).name if "full" in image else None
+            prompt, file = image["prompt"], folder / Path(image["file"]).name
+            if style is not None and not (isinstance(style, str) and prompt.endswith(f" {style}")):
+                raise ValueError(f"prompt {prompt!r} does not end with the style {style!r}")
+            content = prompt if style is None else prompt.removesuffix(f" {style}")
+            if file.suffix == _ENDING:
+                pictures.append(_Picture(content, (image.get("noise_id"), image.get("seed")), file, full))
+        return _Report(report.get("knowledge_base", {}).get("id"), style, pictures)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(
+            f"no report of pictures in {folder}: {error}",
+            expected="a folder that redi generate --compare or redi stylize --compare wrote",
+            fix="redi generate --prompts prompts.txt --kb base --compare --out pictures",
         ) from error
 
 
-def summary(scores: Path) -> dict[str, Any]:
-    """Return the mean score of each maker and of their paired difference, with intervals over prompts.
+def _references(report: _Report, found: Sequence[_Picture], folder: Path, style_free: Path) -> dict[str, Path]:
+    """Return the style-free picture of each picture, by its name: the run in full of its prompt from its noise."""
+    if report.style is None:
+        raise InputError(
+            f"--style-free with {folder}, which has no style", expected="a folder that redi stylize --compare wrote"
+        )
+    other = _read(style_free)
+    fix = "redi generate --compare with the same prompts, --kb and --seed"
+    if other.style is not None:
+        raise InputError(f"{style_free} has the style {other.style!r}", expected="pictures without a style", fix=fix)
+    if other.base != report.base:
+        raise InputError(
+            f"{style_free} was made with another base than {folder}", expected="the same noises and steps", fix=fix
+        )
+    by_noise = {(each.prompt, each.noise): each for each in other.pictures}
+    prompts = {each.prompt for each in other.pictures}
+    references = {}
+    for picture in found:
+        same = by_noise.get((picture.prompt, picture.noise))
+        if same is None:
+            what = "from another noise" if picture.prompt in prompts else "not"
+            raise InputError(
+                f"{picture.prompt!r} of {folder} is {what} in {style_free}",
+                expected="the same prompts from the same noises",
+                fix=fix,
+            )
+        if same.full is None:
+            raise InputError(f"{picture.prompt!r} in {style_free} has no run in full", expected="one", fix=fix)
+        _bytes(same.full)
+        references[picture.file.name] = same.full
+    return references
 
-    Raises:
-        InputError: Fewer than 2 pairs are rated.
-    """
-    found = [each["scores"] for each in read_scores(scores)]
-    if len(found) < 2:
-        raise InputError(f"{len(found)} rated pairs in {scores}", expected="at least 2", fix="redi experiments rate")
-    by_maker = {maker: np.asarray([each[maker] for each in found], np.float64) for maker in ("redi", "full")}
-    return {
-        "pairs": len(found),
-        **{maker: mean_interval(each) for maker, each in by_maker.items()},
-        "difference": mean_interval(by_maker["redi"] - by_maker["full"]),
-    }
+
+def _questions(style: str | None, layout: bool) -> dict[str, str]:
+    """Return what is asked, by aspect (section 6.3 of the paper)."""
+    questions = {"faithfulness": "How well does the {side} picture show this? 1 (not) to 5 (fully)"}
+    if style is not None:
+        questions["style"] = f"How well does the {{side}} picture keep to the style '{style}'? 1 (not) to 5 (fully)"
+    if layout:
+        questions["layout"] = (
+            "How similar is the layout of the {side} picture to that of the one in the middle? 1 (not) to 5 (fully)"
+        )
+    return questions
 
 
-def read_scores(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a file of scores; a last one that was cut off is not there yet."""
-    if not path.exists():
-        return []
-    whole, _, _ = path.read_bytes().rpartition(b"\n")
-    return [json.loads(line) for line in whole.splitlines() if line]
+def _hash(style: str | None, found: Sequence[_Picture]) -> str:
+    told = hashlib.sha256(json.dumps(style).encode())
+    for picture in found:
+        told.update(json.dumps([picture.file.name, picture.prompt]).encode())
+        for file in (picture.file, picture.full or picture.file):
+            told.update(hashlib.sha256(_bytes(file)).digest())
+    return told.hexdigest()
 
 
-def _append(path: Path, line: str) -> None:
-    """Add a line, whole on the disk before it counts; what a killed writer left of a line is dropped first."""
+def _bytes(file: Path) -> bytes:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a+b") as file:
-            file.seek(0)
-            kept, newline, _ = file.read().rpartition(b"\n")
-            file.truncate(len(kept) + len(newline))
-            file.write(line.encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        return file.read_bytes()
     except OSError as error:
         raise InputError(
-            f"cannot write {path}: {error.strerror}", expected="a file of scores", fix="--scores"
+            f"cannot read {file}: {error.strerror}", expected="every picture that the report names"
         ) from error
-
-
-def _picture(session: Session, parts: Sequence[str]) -> Path | None:
-    """Return the file of ``picture/<place>/<side>``; the address names neither maker nor file."""
-    if len(parts) != 3 or parts[0] != "picture" or not all(part.isdecimal() and len(part) < 9 for part in parts[1:]):
-        return None
-    place, side = int(parts[1]), int(parts[2])
-    if place >= len(session.pairs) or side > 1:
-        return None
-    file = session.pairs[place].files[side]
-    return file if file.is_file() else None
