@@ -19,6 +19,7 @@ from redi.cli import options
 from redi.cli.app import app
 from redi.knowledge_base import KnowledgeBase
 from redi.pipelines import SCHEDULERS
+from redi.plan import DEFAULT_PLAN, PAPER_PLAN, Plan
 from redi.retrieval import DEFAULT_WEIGHTS
 from tiny import tiny_pipeline
 
@@ -64,6 +65,24 @@ def kb(model: Path, prompts: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     assert result.exit_code == 0, result.output
     assert f"{folder}: 6 entries" in result.stdout
     return folder
+
+
+@pytest.mark.parametrize(
+    ("given", "plan"),
+    [
+        ((), DEFAULT_PLAN),
+        (("--key-step", "10"), PAPER_PLAN),
+        (("--value-steps", "20,30"), Plan(50, 10, (20, 30))),
+        (("--steps", "60", "--key-steps", "1,5"), Plan(60, 5, (20, 30, 40), (1,))),
+    ],
+    ids=["none", "a key", "values", "steps and keys"],
+)
+def test_a_build_without_a_plan_takes_the_one_that_did_best_and_what_a_plan_leaves_out_is_the_papers(
+    given: tuple[str, ...], plan: Plan, model: Path, prompts: Path, tmp_path: Path
+) -> None:
+    command = ("build", "--model", model, "--prompts", prompts, "--out", tmp_path / "kb", "--noises", "2", *given)
+    assert redi(*command).exit_code == 0
+    assert KnowledgeBase.open(tmp_path / "kb").plan == plan
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)

@@ -13,7 +13,7 @@ import typer
 from redi.cli import options
 from redi.cli.inspect import printable
 from redi.pipelines import MINIATURE
-from redi.plan import DEFAULT_PLAN, Plan
+from redi.plan import DEFAULT_PLAN, PAPER_PLAN, Plan
 
 
 def build(
@@ -30,18 +30,22 @@ def build(
     ],
     model: options.NewModel = MINIATURE,
     steps: Annotated[
-        int, typer.Option(help="Steps of the sampler's schedule.", metavar="N")
-    ] = DEFAULT_PLAN.num_inference_steps,
+        int | None, typer.Option(help="Steps of the sampler's schedule.  [default: 24; beside others 50]", metavar="N")
+    ] = None,
     key_step: Annotated[
         int | None,
         typer.Option(
-            help=f"Completed steps of the key.  [default: {DEFAULT_PLAN.key_step}, or the last of --key-steps]",
-            metavar="N",
+            help="Completed steps of the key.  [default: 2; beside others 10, or the last of --key-steps]", metavar="N"
         ),
     ] = None,
     value_steps: Annotated[
-        str, typer.Option(help="Completed steps of the values.", metavar="N,N,...", callback=options.checked_steps)
-    ] = ",".join(map(str, DEFAULT_PLAN.value_steps)),
+        str | None,
+        typer.Option(
+            help="Completed steps of the values.  [default: 4,6; beside others 20,30,40]",
+            metavar="N,N,...",
+            callback=options.checked_steps,
+        ),
+    ] = None,
     key_steps: Annotated[
         str | None,
         typer.Option(help="More keys to record in the same pass.", metavar="N,N,...", callback=options.checked_steps),
@@ -98,8 +102,9 @@ def build(
     """Build a knowledge base, or go on with one that was interrupted.
 
     Every prompt is run once, and its latents after the key step and after the value steps are kept. Steps are counted
-    completed: --key-step 2 is after two steps. Ctrl-C, a kill or a full disk lose nothing that was committed: the
-    same command goes on.
+    completed: --key-step 2 is after two steps. Without --steps, --key-step, --key-steps and --value-steps they are
+    those that did best with half of a usual run's calls; what is left out beside one of these options is the paper's.
+    Ctrl-C, a kill or a full disk lose nothing that was committed: the same command goes on.
 
     \b
     Example:
@@ -113,9 +118,7 @@ def build(
     """
     from redi.building import read_prompts
 
-    more = options.steps(key_steps) if key_steps else ()
-    key = key_step if key_step is not None else max(more, default=DEFAULT_PLAN.key_step)
-    plan = Plan(steps, key_step=key, value_steps=options.steps(value_steps), more_key_steps=more)
+    plan = _plan(steps, key_step, key_steps, value_steps)
     texts = read_prompts(prompts)
 
     from redi.building import build as build_base
@@ -146,6 +149,18 @@ def build(
     refused = len(base.refused())
     told = f", {refused} refused (see {base.path / 'refused.jsonl'})" if refused else ""
     typer.echo(f"{base.address}: {len(base)} entries{told}")
+
+
+def _plan(steps: int | None, key_step: int | None, key_steps: str | None, value_steps: str | None) -> Plan:
+    if steps is None and key_step is None and key_steps is None and value_steps is None:
+        return DEFAULT_PLAN
+    more = options.steps(key_steps) if key_steps else ()
+    return Plan(
+        steps if steps is not None else PAPER_PLAN.num_inference_steps,
+        key_step if key_step is not None else max(more, default=PAPER_PLAN.key_step),
+        options.steps(value_steps) if value_steps else PAPER_PLAN.value_steps,
+        more,
+    )
 
 
 def status(

@@ -94,7 +94,6 @@ _ALONE: tuple[tuple[str, Mapping[str, Any], tuple[int, ...]], ...] = (
     ("unipc", _KARRAS, _FEW),
     ("unipc", _TRAILING, _FEW),
     ("ddim", _EVEN, (*_ALL, 50)),
-    ("ddim", _TRAILING, _FEW),
     ("euler", _EVEN, _ALL),
     ("deis", _EVEN, _ALL),
     ("deis", _TRAILING, _FEW),
