@@ -41,12 +41,19 @@ def local_folder(path: str | PathLike[str]) -> Path:
 
 
 def check_free(folder: Path) -> None:
-    """Refuse a folder that holds anything but what a killed :meth:`KnowledgeBase.create` leaves.
+    """Refuse a folder that holds anything but what a killed :meth:`KnowledgeBase.create` leaves, or is in a base.
 
     Raises:
-        KnowledgeBaseError: It does.
+        KnowledgeBaseError: It does, or is.
     """
     local_folder(folder)
+    for above in folder.resolve().parents:
+        if (above / FILE_NAME).is_file() and (above / TABLE).is_dir():
+            raise KnowledgeBaseError(
+                f"{folder} is inside of the knowledge base {above}",
+                expected="a folder outside of every base, whose files are all its own",
+                fix="choose another folder",
+            )
     found = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
     if folder.exists() and not folder.is_dir():
         raise KnowledgeBaseError(f"{folder} is a file", expected="a new or empty folder")
