@@ -30,7 +30,10 @@ KEPT = timedelta(days=1)
 """How long an object that no list names is kept: somebody may still be reading the list before, or writing the next."""
 
 _VERSION = 1
-_ADDRESS = re.compile(r"s3:/{1,2}(?P<bucket>[^/]+)/(?P<name>.*[^/])/*")  # pathlib makes one slash of two
+_FOLDER = r"(?!\.{1,2}(?:/|$))[^/\x00-\x1f\x7f]+"
+_ADDRESS = re.compile(  # pathlib makes one slash of two
+    rf"s3:/{{1,2}}(?P<bucket>[A-Za-z0-9][A-Za-z0-9._-]*)/(?P<name>{_FOLDER}(?:/{_FOLDER})*)/*"
+)
 _OBJECT = re.compile(r"[0-9a-f]{32}")
 _KEY = re.compile(r"objects/([0-9a-f]{32})")
 _PART_BYTES, _MAX_TOKEN = 1 << 24, 64
