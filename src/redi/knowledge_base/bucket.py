@@ -58,7 +58,12 @@ class Head:
 
 def is_address(path: str | PathLike[str]) -> bool:
     """Whether this names a base in a bucket (``s3://bucket/name``) and not a folder."""
-    return str(path).startswith("s3:/")
+    return str(path).startswith("s3:/") or str(path) == "s3:"  # what pathlib makes of "s3://"
+
+
+def as_written(place: str | PathLike[str]) -> str:
+    """Return a folder or an address as its user writes it: ``pathlib`` makes one slash of two."""
+    return re.sub("^s3:/*", "s3://", str(place)) if is_address(place) else str(place)
 
 
 class Bucket:
@@ -75,7 +80,7 @@ class Bucket:
     def __init__(self, address: str | PathLike[str]) -> None:
         found = _ADDRESS.fullmatch(str(address))
         if not found:
-            raise KnowledgeBaseError(f"the address {str(address)!r}", expected="s3://bucket/name-of-the-base")
+            raise KnowledgeBaseError(f"the address {as_written(address)!r}", expected="s3://bucket/name-of-the-base")
         self.name, self.endpoint = found["name"], environ.get("AWS_ENDPOINT_URL", "")
         self.address = f"s3://{found['bucket']}/{self.name}"
         try:
