@@ -18,6 +18,8 @@ _NOT_SIGNED = (
     "the base has changed since it was built or saved, so rows were checked and files compared with nothing; "
     "redi compact signs it again"
 )
+_CHANGED = "none: changed since it was built or saved"
+_IN_A_BUCKET = "none: head.json of the bucket names every file with its hash"
 _CELL = "\x1b[38;2;{};{};{}m\x1b[48;2;{};{};{}m▀"
 
 
@@ -99,7 +101,7 @@ def _facts(base: KnowledgeBase) -> dict[str, Any]:
         "latent": " x ".join(map(str, manifest.latent_shape)),
         "distance to the nearest other entry": {f"key step {step}": _distances(base, step) for step in plan.key_steps},
         "built with": manifest.library_versions,
-        "signature": hashes.signature if hashes else "none: changed since it was built or saved",
+        "signature": hashes.signature if hashes else _CHANGED if base.address == str(base.path) else _IN_A_BUCKET,
     }
 
 
