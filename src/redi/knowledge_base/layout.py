@@ -28,8 +28,10 @@ def local_folder(path: str | PathLike[str]) -> Path:
     """Return the folder that a base is, or is to be.
 
     Raises:
-        KnowledgeBaseError: It is the address of a store; ``pathlib`` would make a folder named ``s3:`` of it.
+        KnowledgeBaseError: No path, or the address of a store, of which ``pathlib`` would make a folder named ``s3:``.
     """
+    if not isinstance(path, (str, PathLike)):
+        raise KnowledgeBaseError(f"a knowledge base at {path!r}", expected="a folder, or s3://bucket/name")
     scheme = _SCHEME.match(str(path))
     if scheme:
         raise KnowledgeBaseError(
