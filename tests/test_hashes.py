@@ -123,6 +123,18 @@ def test_a_file_of_the_table_that_was_damaged_before_a_base_is_signed_again_is_s
     assert not (base.path / "hashes.old.json").exists()
 
 
+def test_signing_a_base_that_is_signed_hides_no_damage(base: KnowledgeBase) -> None:
+    before = read_hashes(base.path)
+    base.sign()
+    assert read_hashes(base.path) == before
+    file = next((base.path / "entries.lance/data").iterdir())
+    whole = file.read_bytes()
+    file.write_bytes(bytes([whole[0] ^ 1, *whole[1:]]))
+    base.sign()
+    (said,) = compare_files(base.path)
+    assert f"{file.name} was changed" in said
+
+
 @pytest.mark.parametrize("old", ["", "[", "{}", '{"version": 1, "signature": 7, "files": {"../a": {}}}'])
 def test_an_old_list_that_does_not_read_is_not_believed(base: KnowledgeBase, old: str) -> None:
     base.add_unit(9, unit_batch(9))

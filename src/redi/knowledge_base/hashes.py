@@ -122,6 +122,7 @@ def write_hashes(folder: Path, value_steps: Mapping[str, int] | None = None) -> 
     Raises:
         KnowledgeBaseError: A file cannot be read, or the disk is full.
     """
+    drop_hashes(folder)
     steps, known = value_steps or {}, _never_changed(folder)
     found = {
         name: replace(known[name], value_step=steps.get(name))
