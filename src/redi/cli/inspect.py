@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 _PREVIEW_COLUMNS = 32
 _NOT_SIGNED = (
-    "the base has changed since it was built or saved, so rows were checked and files compared with nothing; "
-    "redi compact signs it again"
+    "the base has changed since it was built or saved, so rows were checked, and of the files only data of the table "
+    "that was there before; redi compact signs it again"
 )
 _CHANGED = "none: changed since it was built or saved"
 _IN_A_BUCKET = "none: head.json of the bucket names every file with its hash"
