@@ -77,6 +77,13 @@ def test_what_cannot_be_reached_is_told(address: str, monkeypatch: pytest.Monkey
         KnowledgeBase.open(address)
 
 
+@pytest.mark.parametrize("endpoint", ["", "nonsense", "http://", "http://a b", "ftp://store"])
+def test_an_endpoint_that_is_none_is_told(address: str, monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(KnowledgeBaseError, match="AWS_ENDPOINT_URL '"):
+        KnowledgeBase.open(address)
+
+
 _NO_NAMES = ("", "..", "../x", "a/..", "a/../b", "./x", "a/.", "a//b", "a\nb", "a\0b")
 
 

@@ -34,6 +34,7 @@ _FOLDER = r"(?!\.{1,2}(?:/|$))[^/\x00-\x1f\x7f]+"
 _ADDRESS = re.compile(  # pathlib makes one slash of two
     rf"s3:/{{1,2}}(?P<bucket>[A-Za-z0-9][A-Za-z0-9._-]*)/(?P<name>{_FOLDER}(?:/{_FOLDER})*)/*"
 )
+_ENDPOINT = re.compile(r"https?://[^\s/]+(/\S*)?")
 _OBJECT = re.compile(r"[0-9a-f]{32}")
 _KEY = re.compile(r"objects/([0-9a-f]{32})")
 _PART_BYTES, _MAX_TOKEN = 1 << 24, 64
@@ -83,6 +84,12 @@ class Bucket:
             raise KnowledgeBaseError(f"the address {as_written(address)!r}", expected="s3://bucket/name-of-the-base")
         self.name, self.endpoint = found["name"], environ.get("AWS_ENDPOINT_URL", "")
         self.address = f"s3://{found['bucket']}/{self.name}"
+        if "AWS_ENDPOINT_URL" in environ and not _ENDPOINT.fullmatch(self.endpoint):
+            raise KnowledgeBaseError(
+                f"AWS_ENDPOINT_URL {self.endpoint!r}",
+                expected="an address such as https://store.example:9000",
+                fix="correct it, or unset it for AWS itself",
+            )
         try:
             from obstore.store import S3Store
         except ImportError as error:
