@@ -153,6 +153,22 @@ def test_inspect_tells_what_the_base_holds(kb: Path, model: Path) -> None:
     assert facts["call"]["guidance_scale"] == 7.5
 
 
+def test_inspect_gives_a_program_numbers(kb: Path) -> None:
+    facts = json.loads(redi("inspect", kb, "--json").stdout)
+    assert (facts["entries"], facts["prompts"], facts["grown or merged in"], facts["noises in the bank"]) == (
+        6,
+        6,
+        0,
+        2,
+    )
+    assert (facts["key steps"], facts["value steps"], facts["latent"]) == ([1, 2], [3, 4], [4, 8, 8])
+    assert facts["bytes an entry"]["value after step 4"] == 2 * 4 * 8 * 8
+    assert facts["kept as"]["value after step 4"] == "float16"
+    assert facts["size"] == sum(file.stat().st_size for file in kb.rglob("*") if file.is_file())
+    near = facts["distance to the nearest other entry"]["key step 1"]
+    assert near["5 %"] <= near["median"] <= near["95 %"]
+
+
 def test_inspect_shows_an_entry_by_its_place_and_by_its_id(kb: Path) -> None:
     by_place = json.loads(redi("inspect", kb, "--entry", 3, "--json").stdout)
     assert by_place["prompt"] == PROMPTS[3]

@@ -47,7 +47,7 @@ def test_a_flow_model_is_opened_with_its_own_sampler_and_makes_a_picture(tmp_pat
         assert (picture.format, picture.size) == ("PNG", (16, 16))
     facts = json.loads(redi("inspect", tmp_path / "kb", "--json").stdout)
     assert facts["call"].items() >= {"guidance_scale": 2.5, "height": 16, "max_sequence_length": 24}.items()
-    assert facts["latent"] == "16 x 16"
+    assert facts["latent"] == [16, 16]
 
 
 def test_a_video_is_written_as_an_animation(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -123,10 +124,47 @@ def test_a_file_of_the_table_that_was_damaged_before_a_base_is_signed_again_is_s
     assert not (base.path / "hashes.old.json").exists()
 
 
+def test_signing_a_base_that_is_signed_hides_no_damage(base: KnowledgeBase) -> None:
+    before = read_hashes(base.path)
+    base.sign()
+    assert read_hashes(base.path) == before
+    file = next((base.path / "entries.lance/data").iterdir())
+    whole = file.read_bytes()
+    file.write_bytes(bytes([whole[0] ^ 1, *whole[1:]]))
+    base.sign()
+    (said,) = compare_files(base.path)
+    assert f"{file.name} was changed" in said
+
+
+def test_damage_of_the_table_is_found_though_a_change_took_the_list_away(base: KnowledgeBase) -> None:
+    file = max((base.path / "entries.lance/data").iterdir(), key=lambda each: each.stat().st_size)
+    whole = file.read_bytes()
+    file.write_bytes(bytes(each ^ 1 if place == 200 else each for place, each in enumerate(whole)))
+    with pytest.raises(KnowledgeBaseError):
+        KnowledgeBase.open(base.path).compact()
+    assert read_hashes(base.path) is None
+    (said,) = compare_files(base.path)
+    assert f"{file.name} was changed: it is not the file whose hash is in hashes.old.json" in said
+    found = CliRunner().invoke(app, ["inspect", str(base.path), "--verify"])
+    assert found.exit_code == 1
+    assert said in " ".join(found.output.split())
+    file.write_bytes(whole)
+    KnowledgeBase.open(base.path).compact(grace=timedelta(0))
+    assert compare_files(base.path) == []
+
+
+def test_files_that_a_change_took_away_are_no_damage(base: KnowledgeBase) -> None:
+    base.add_unit(9, unit_batch(9))
+    file = next((base.path / "entries.lance/data").iterdir())
+    file.unlink()
+    assert compare_files(base.path) == []
+
+
 @pytest.mark.parametrize("old", ["", "[", "{}", '{"version": 1, "signature": 7, "files": {"../a": {}}}'])
 def test_an_old_list_that_does_not_read_is_not_believed(base: KnowledgeBase, old: str) -> None:
     base.add_unit(9, unit_batch(9))
     (base.path / "hashes.old.json").write_text(old)
+    assert compare_files(base.path) == []
     base.sign()
     assert compare_files(base.path) == []
 
@@ -159,15 +197,15 @@ def test_a_file_that_is_replaced_is_signed_again_if_the_base_is(base: KnowledgeB
         assert bool(compare_files(base.path)) == signed, "a changed calibration is found"
 
 
-def test_inspect_says_of_a_base_that_grew_that_its_files_are_compared_with_nothing(base: KnowledgeBase) -> None:
+def test_inspect_says_of_a_base_that_grew_that_it_is_not_signed(base: KnowledgeBase) -> None:
     base.add_unit(9, unit_batch(9))
     command = ["inspect", str(base.path), "--verify"]
     found = CliRunner().invoke(app, command)
     assert found.exit_code == 0, found.output
-    assert "compared with nothing" in " ".join(found.output.split())
+    assert "not signed: the base has changed" in " ".join(found.output.split())
     base.compact()
     found = CliRunner().invoke(app, command)
-    assert "compared with nothing" not in " ".join(found.output.split())
+    assert "not signed" not in found.output
 
 
 def test_inspect_tells_the_signature_and_verifies_every_file(base: KnowledgeBase) -> None:

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from redi.errors import KnowledgeBaseError, PlanError
-from redi.knowledge_base import EntryBatch, ExactIndex, KnowledgeBase, NoiseBank
+from redi.knowledge_base import EntryBatch, ExactIndex, KnowledgeBase, NoiseBank, compare_files
+from redi.knowledge_base.upkeep import Where, split
 from redi.plan import Plan
 from small_base import (
     PLAN,
@@ -299,6 +300,16 @@ def test_a_base_is_not_made_over_another(base: KnowledgeBase, tmp_path: Path) ->
     (tmp_path / "file").write_text("x")
     with pytest.raises(KnowledgeBaseError, match="is a file"):
         create(tmp_path / "file")
+    check_contents(base, 4)
+
+
+@pytest.mark.parametrize("below", ["part", "noise/part", "entries.lance/data/part"])
+def test_no_base_is_made_inside_of_another(base: KnowledgeBase, below: str) -> None:
+    base.sign()
+    for make in (create, base.save_pretrained, lambda folder: split(base, Where.parse(["noise=1"]), folder)):
+        with pytest.raises(KnowledgeBaseError, match="is inside of the knowledge base"):
+            make(base.path / below)
+    assert compare_files(base.path) == []
     check_contents(base, 4)
 
 

@@ -305,6 +305,26 @@ def test_bases_are_copied_to_buckets_and_back(address: str, on: OnMachine, tmp_p
         KnowledgeBase.from_pretrained(address, revision="main")
 
 
+def test_commands_name_a_bucket_as_their_user_does(address: str, tmp_path: Path) -> None:
+    folder = str(filled(tmp_path / "folder").path)
+    for command in (["pull", folder, address], ["merge", folder, folder, "--out", f"{address}-both"]):
+        told = CliRunner().invoke(app, command)
+        assert told.exit_code == 0, told.output
+        assert told.output.startswith(command[-1])
+    for wrong in ("s3://", "s3://bucket"):
+        told = CliRunner().invoke(app, ["inspect", wrong])
+        assert told.exit_code == 1
+        assert f"the address {wrong!r}" in told.output
+
+
+def test_inspect_says_where_the_hashes_of_a_base_in_a_bucket_are(address: str) -> None:
+    filled(address).compact()
+    told = CliRunner().invoke(app, ["inspect", address, "--verify"])
+    assert told.exit_code == 0, told.output
+    assert "head.json" in told.output
+    assert "changed since" not in told.output
+
+
 def test_pictures_that_ran_in_full_grow_it(address: str, on: OnMachine) -> None:
     base = filled(address)
     add_grown(base, unit_batch(4), Growth(capacity=4 * ROWS), {(0, 0): (3, 2.0)}, 1.0)

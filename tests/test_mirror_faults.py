@@ -71,13 +71,38 @@ def test_what_cannot_be_reached_is_told(address: str, monkeypatch: pytest.Monkey
         KnowledgeBase.open(address)
     with pytest.raises(KnowledgeBaseError, match="NoSuchBucket"):
         KnowledgeBase.open("s3://nobody/base")
-    for wrong in ("s3://", "s3://bucket", "s3://bucket/", "s3:/"):
-        with pytest.raises(KnowledgeBaseError, match="s3://bucket/name-of-the-base"):
-            KnowledgeBase.open(wrong)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setattr("redi.knowledge_base.bucket._RETRIES", 0)
     with pytest.raises(KnowledgeBaseError, match="AWS_ENDPOINT_URL"):
         KnowledgeBase.open(address)
+
+
+@pytest.mark.parametrize("endpoint", ["", "nonsense", "http://", "http://a b", "ftp://store"])
+def test_an_endpoint_that_is_none_is_told(address: str, monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(KnowledgeBaseError, match="AWS_ENDPOINT_URL '"):
+        KnowledgeBase.open(address)
+
+
+_NO_NAMES = ("", "..", "../x", "a/..", "a/../b", "./x", "a/.", "a//b", "a\nb", "a\0b")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *("s3:/", "s3://", "s3://bucket", "s3://../x", "s3://a b/x", "s3://a\0b/x", "s3://a#/x", "s3://ä/x"),
+        *(f"s3://bucket/{name}" for name in _NO_NAMES),
+    ],
+)
+def test_what_is_no_address_is_refused(wrong: str) -> None:
+    for use in (KnowledgeBase.open, KnowledgeBase.exists, create):
+        with pytest.raises(KnowledgeBaseError, match="s3://bucket/name-of-the-base"):
+            use(wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["...", ".hidden", "a/..b/c.d", "ein Name/für Bäume", "a%2e?#*"])
+def test_a_base_in_a_bucket_may_have_any_other_name(on: OnMachine, name: str) -> None:
+    check_contents(filled(f"s3://{object_store.BUCKET}/{uuid4().hex}/{name}"), 4)  # type: ignore[arg-type]
 
 
 def test_a_store_that_overwrites_in_spite_of_a_condition_is_refused_before_any_call(

@@ -84,6 +84,20 @@ def test_a_value_step_that_is_not_recorded_is_refused(base: KnowledgeBase, tmp_p
     assert not (tmp_path / "copy").exists()
 
 
+@pytest.mark.parametrize("steps", [7, 0, 7.0, iter([7])])
+def test_value_steps_that_are_no_list_are_refused(base: KnowledgeBase, tmp_path: Path, steps: Any) -> None:
+    with pytest.raises(PlanError, match="a list of value steps"):
+        base.save_pretrained(tmp_path / "copy", value_steps=steps)
+    assert not (tmp_path / "copy").exists()
+
+
+@pytest.mark.parametrize("place", [None, 3, b"base"])
+def test_what_is_no_path_is_no_place_of_a_base(base: KnowledgeBase, place: Any) -> None:
+    for use in (KnowledgeBase.open, KnowledgeBase.exists, KnowledgeBase.check_free, create, base.save_pretrained):
+        with pytest.raises(KnowledgeBaseError, match="s3://bucket/name"):
+            use(place)
+
+
 def test_damage_is_not_copied(base: KnowledgeBase, tmp_path: Path) -> None:
     base.save_pretrained(tmp_path / "copy")
     stored = base.values([3], 7).half().numpy().tobytes()

@@ -259,6 +259,22 @@ def test_merging_into_a_new_base_leaves_the_others_alone(base: KnowledgeBase, tm
     assert made.verify().clean
 
 
+def test_a_base_made_of_others_tells_when_it_was_made_and_last_changed(tmp_path: Path) -> None:
+    noises, long_ago = bank(), "2020-01-01T00:00:00+00:00"
+    old = KnowledgeBase.create(tmp_path / "old", manifest(created=long_ago), noises, {})
+    assert build_status(old.path).last_commit is None, "nothing was"
+    old.add_unit(0, unit_batch(0))
+    both = merge_into(tmp_path / "both", [old, old])
+    part, _ = split(old, Where.parse(["noise=1"]), tmp_path / "part")
+    for made in (both, part):
+        status = build_status(made.path)
+        assert made.manifest.created > long_ago
+        assert status.units_done == 0
+        assert status.last_commit is not None
+        assert status.last_commit >= made.manifest.created
+    assert old.manifest.created == long_ago
+
+
 def test_merging_bases_that_differ_is_refused_with_both_sides(base: KnowledgeBase, tmp_path: Path) -> None:
     noises = bank()
     strange = replace(manifest(), identity={"model": {"id": "tiny", "sha": "cd"}, "guidance": 7.5})

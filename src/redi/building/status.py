@@ -48,10 +48,11 @@ def build_status(path: str | PathLike[str]) -> BuildStatus:
     prompts = information.get("prompts", {}).get("count")
     unit_size = information.get("unit_size")
     units = -(-prompts // unit_size) if isinstance(prompts, int) and isinstance(unit_size, int) and unit_size else None
-    done = [unit for unit in kb.completed_units() if unit < FIRST_NAMED_UNIT]
+    units_there = kb.completed_units()
+    done = [unit for unit in units_there if unit < FIRST_NAMED_UNIT]
     more = kb.count_of_more()
     ledger = kb.path / "ledger" / "units.jsonl"
-    committed = datetime.fromtimestamp(ledger.stat().st_mtime, UTC) if done and ledger.is_file() else None
+    committed = datetime.fromtimestamp(ledger.stat().st_mtime, UTC) if units_there and ledger.is_file() else None
     return BuildStatus(
         units_done=len(done),
         units=units,

@@ -15,9 +15,11 @@ if TYPE_CHECKING:
 
 _PREVIEW_COLUMNS = 32
 _NOT_SIGNED = (
-    "the base has changed since it was built or saved, so rows were checked and files compared with nothing; "
-    "redi compact signs it again"
+    "the base has changed since it was built or saved, so rows were checked, and of the files only data of the table "
+    "that was there before; redi compact signs it again"
 )
+_CHANGED = "none: changed since it was built or saved"
+_IN_A_BUCKET = "none: head.json of the bucket names every file with its hash"
 _CELL = "\x1b[38;2;{};{};{}m\x1b[48;2;{};{};{}m▀"
 
 
@@ -62,55 +64,74 @@ def inspect(
     if as_json:
         typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
     else:
-        _print(facts)
+        _print(facts if entry is not None else _in_words(facts))
     if verify:
         typer.echo("clean" if clean else "damaged", err=as_json)
         raise typer.Exit(0 if clean else 1)
 
 
 def _facts(base: KnowledgeBase) -> dict[str, Any]:
+    """Return what is known of a base, with numbers as numbers: sizes in bytes, quantiles by their percents."""
     from redi.knowledge_base import read_hashes
     from redi.knowledge_base.guard import bytes_below
+    from redi.knowledge_base.layout import columns_of
 
     manifest = base.manifest
-    identity, plan = manifest.identity, base.plan
+    identity, plan, columns = manifest.identity, base.plan, columns_of(manifest)
     information, scheduler = _object(identity, "information"), _object(identity, "scheduler")
-    asked = _object(information, "prompts").get("count")
-    hashes = read_hashes(base.path)
-    size, more = bytes_below(base.path), base.count_of_more()
+    hashes, more = read_hashes(base.path), base.count_of_more()
+    latents = {name.replace("_", " after step "): columns.codec(name) for name in columns.names}
     return {
         "knowledge base": base.address,
         "id": manifest.kb_id,
         "created": manifest.created,
-        "entries": f"{len(base) - more}" + (f" of {asked} prompts" if asked else ""),
-        **({"grown or merged in": more} if more else {}),
+        "entries": len(base) - more,
+        "prompts": _object(information, "prompts").get("count"),
+        "grown or merged in": more,
         "refused": len(base.refused()),
-        "size": f"{size / 1e6:.1f} MB",
-        "bytes an entry": _bytes_of_entries(base, size),
+        "size": bytes_below(base.path),
+        "bytes an entry": {name: codec.width(columns.size) for name, codec in latents.items()},
+        "kept as": {name: codec.name for name, codec in latents.items()},
         "model": information.get("model"),
         "pipeline": identity.get("pipeline"),
         "dtype": identity.get("dtype"),
         "scheduler": scheduler.get("class"),
         "steps": plan.num_inference_steps,
-        "key steps": _listed(plan.key_steps),
-        "value steps": _listed(plan.value_steps),
+        "key steps": list(plan.key_steps),
+        "value steps": list(plan.value_steps),
         "call": _object(identity, "call"),
-        "noise": f"{manifest.noise['kind']}, {len(base.noise_bank)} in the bank",
-        "latent": " x ".join(map(str, manifest.latent_shape)),
+        "noise": manifest.noise["kind"],
+        "noises in the bank": len(base.noise_bank),
+        "latent": list(manifest.latent_shape),
         "distance to the nearest other entry": {f"key step {step}": _distances(base, step) for step in plan.key_steps},
         "built with": manifest.library_versions,
-        "signature": hashes.signature if hashes else "none: changed since it was built or saved",
+        "signature": hashes.signature if hashes else None,
     }
 
 
-def _bytes_of_entries(base: KnowledgeBase, size: int) -> dict[str, str]:
-    """Return what each latent of an entry takes, and what the whole folder takes for each entry."""
-    from redi.knowledge_base.layout import columns_of
+def _in_words(facts: dict[str, Any]) -> dict[str, Any]:
+    """Return the facts of a base as a person reads them."""
+    from redi.knowledge_base.bucket import is_address
 
-    columns = columns_of(base.manifest)
-    each = {name.replace("_", " after step "): columns.codec(name) for name in columns.names}
-    told = {name: f"{codec.width(columns.size)} ({codec.name})" for name, codec in each.items()}
-    return {**told, "folder": f"{size / len(base):.0f}" if len(base) else "no entries yet"}
+    entries, prompts, more, size = (facts[each] for each in ("entries", "prompts", "grown or merged in", "size"))
+    each = {name: f"{width} ({facts['kept as'][name]})" for name, width in facts["bytes an entry"].items()}
+    each["folder"] = f"{size / (entries + more):.0f}" if entries + more else "no entries yet"
+    words = {
+        "entries": f"{entries}" + (f" of {prompts} prompts" if prompts else ""),
+        "size": f"{size / 1e6:.1f} MB",
+        "bytes an entry": each,
+        "key steps": ", ".join(map(str, facts["key steps"])),
+        "value steps": ", ".join(map(str, facts["value steps"])),
+        "noise": f"{facts['noise']}, {facts['noises in the bank']} in the bank",
+        "latent": " x ".join(map(str, facts["latent"])),
+        "distance to the nearest other entry": {
+            name: known if isinstance(known, str) else ", ".join(f"{at} {found:.4g}" for at, found in known.items())
+            for name, known in facts["distance to the nearest other entry"].items()
+        },
+        "signature": facts["signature"] or (_IN_A_BUCKET if is_address(facts["knowledge base"]) else _CHANGED),
+    }
+    hidden = {"prompts", "kept as", "noises in the bank", *(() if more else ("grown or merged in",))}
+    return {name: words.get(name, fact) for name, fact in facts.items() if name not in hidden}
 
 
 def _object(fields: dict[str, Any], name: str) -> dict[str, Any]:
@@ -119,7 +140,7 @@ def _object(fields: dict[str, Any], name: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _distances(base: KnowledgeBase, key_step: int) -> str:
+def _distances(base: KnowledgeBase, key_step: int) -> dict[str, float] | str:
     """Return quantiles of the leave-one-out distances, or why there are none."""
     from redi.errors import KnowledgeBaseError
 
@@ -130,7 +151,7 @@ def _distances(base: KnowledgeBase, key_step: int) -> str:
     if not len(known):
         return "not known: no two entries share a noise"
     quantiles = known.quantile(known.new_tensor((0.05, 0.5, 0.95))).tolist()
-    return "5 % {:.4g}, median {:.4g}, 95 % {:.4g}".format(*quantiles)
+    return dict(zip(("5 %", "median", "95 %"), quantiles, strict=True))
 
 
 def _facts_of_entry(base: KnowledgeBase, asked: str) -> dict[str, Any]:
@@ -200,10 +221,6 @@ def _rounded(value: Any) -> str:
 def printable(text: str) -> str:
     """Return text without what steers a terminal, which a stranger's prompts may contain."""
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
-
-
-def _listed(steps: tuple[int, ...]) -> str:
-    return ", ".join(map(str, steps))
 
 
 def _show(preview: Path) -> None:

@@ -77,11 +77,12 @@ def pull(
       redi pull my-base smaller --values int8
     """
     from redi.knowledge_base import sharing
+    from redi.knowledge_base.bucket import as_written
 
     steps = options.steps(value_step) if value_step else None
     hashes = sharing.save(source, folder, revision=revision, value_steps=steps, values=values)
     size = sum(file.size for file in hashes.files.values())
-    typer.echo(f"{folder}: {size / 1e6:.1f} MB in {len(hashes.files)} files, signature {hashes.signature}")
+    typer.echo(f"{as_written(folder)}: {size / 1e6:.1f} MB in {len(hashes.files)} files, signature {hashes.signature}")
 
 
 def _figures(path: Path) -> dict[str, Any]:

@@ -77,7 +77,8 @@ def merge(
         added = merge_bases(first, second)
         typer.echo(f"{added} of {len(second)} entries were new; {first.address} holds {len(first)}")
     else:
-        typer.echo(f"{out} holds {len(merge_into(out, [first, second]))} entries")
+        made = merge_into(out, [first, second])
+        typer.echo(f"{made.address} holds {len(made)} entries")
 
 
 def remove(

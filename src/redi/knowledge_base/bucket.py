@@ -30,7 +30,11 @@ KEPT = timedelta(days=1)
 """How long an object that no list names is kept: somebody may still be reading the list before, or writing the next."""
 
 _VERSION = 1
-_ADDRESS = re.compile(r"s3:/{1,2}(?P<bucket>[^/]+)/(?P<name>.*[^/])/*")  # pathlib makes one slash of two
+_FOLDER = r"(?!\.{1,2}(?:/|$))[^/\x00-\x1f\x7f]+"
+_ADDRESS = re.compile(  # pathlib makes one slash of two
+    rf"s3:/{{1,2}}(?P<bucket>[A-Za-z0-9][A-Za-z0-9._-]*)/(?P<name>{_FOLDER}(?:/{_FOLDER})*)/*"
+)
+_ENDPOINT = re.compile(r"https?://[^\s/]+(/\S*)?")
 _OBJECT = re.compile(r"[0-9a-f]{32}")
 _KEY = re.compile(r"objects/([0-9a-f]{32})")
 _PART_BYTES, _MAX_TOKEN = 1 << 24, 64
@@ -55,7 +59,12 @@ class Head:
 
 def is_address(path: str | PathLike[str]) -> bool:
     """Whether this names a base in a bucket (``s3://bucket/name``) and not a folder."""
-    return str(path).startswith("s3:/")
+    return str(path).startswith("s3:/") or str(path) == "s3:"  # what pathlib makes of "s3://"
+
+
+def as_written(place: str | PathLike[str]) -> str:
+    """Return a folder or an address as its user writes it: ``pathlib`` makes one slash of two."""
+    return re.sub("^s3:/*", "s3://", str(place)) if is_address(place) else str(place)
 
 
 class Bucket:
@@ -72,9 +81,15 @@ class Bucket:
     def __init__(self, address: str | PathLike[str]) -> None:
         found = _ADDRESS.fullmatch(str(address))
         if not found:
-            raise KnowledgeBaseError(f"the address {str(address)!r}", expected="s3://bucket/name-of-the-base")
+            raise KnowledgeBaseError(f"the address {as_written(address)!r}", expected="s3://bucket/name-of-the-base")
         self.name, self.endpoint = found["name"], environ.get("AWS_ENDPOINT_URL", "")
         self.address = f"s3://{found['bucket']}/{self.name}"
+        if "AWS_ENDPOINT_URL" in environ and not _ENDPOINT.fullmatch(self.endpoint):
+            raise KnowledgeBaseError(
+                f"AWS_ENDPOINT_URL {self.endpoint!r}",
+                expected="an address such as https://store.example:9000",
+                fix="correct it, or unset it for AWS itself",
+            )
         try:
             from obstore.store import S3Store
         except ImportError as error:

@@ -122,6 +122,7 @@ def write_hashes(folder: Path, value_steps: Mapping[str, int] | None = None) -> 
     Raises:
         KnowledgeBaseError: A file cannot be read, or the disk is full.
     """
+    drop_hashes(folder)
     steps, known = value_steps or {}, _never_changed(folder)
     found = {
         name: replace(known[name], value_step=steps.get(name))
@@ -201,28 +202,35 @@ def signed_again(folder: Path, name: str) -> Iterator[None]:
 def compare_files(folder: Path) -> list[str]:
     """Read every file that ``hashes.json`` names; return a sentence for each that is missing, changed or not named.
 
+    Of a base that has changed since it was signed, the table's data files that were there before are read.
+
     Raises:
         KnowledgeBaseError: The list itself is damaged.
     """
     known = read_hashes(folder)
     if known is None:
-        return []
+        old = sorted(_never_changed(folder).items())
+        compared = ((folder / name, _difference(folder, name, each, _OLD)) for name, each in old)
+        return [said for path, said in compared if said and path.is_file()]
     found = differing_files(folder, known.files)
     return found + [f"{name} is not in {FILE_NAME}" for name in sorted(set(file_names(folder)) - set(known.files))]
 
 
 def differing_files(folder: Path, files: Mapping[str, FileHash]) -> list[str]:
     """Read these files; return a sentence for each that is missing or changed."""
-    found = []
-    for name, expected in sorted(files.items()):
-        path = folder / name
-        if not path.is_file():
-            found.append(f"{name} is missing")
-        elif path.stat().st_size != expected.size:
-            found.append(f"{name} has {path.stat().st_size} bytes, not {expected.size}")
-        elif _hash_of(path, expected.value_step) != expected:
-            found.append(f"{name} was changed: it is not the file whose hash is in {FILE_NAME}")
-    return found
+    compared = (_difference(folder, name, expected, FILE_NAME) for name, expected in sorted(files.items()))
+    return [said for said in compared if said]
+
+
+def _difference(folder: Path, name: str, expected: FileHash, its_list: str) -> str:
+    path = folder / name
+    if not path.is_file():
+        return f"{name} is missing"
+    if path.stat().st_size != expected.size:
+        return f"{name} has {path.stat().st_size} bytes, not {expected.size}"
+    if _hash_of(path, expected.value_step) != expected:
+        return f"{name} was changed: it is not the file whose hash is in {its_list}"
+    return ""
 
 
 def is_lasting(name: str) -> bool:

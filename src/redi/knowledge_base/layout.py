@@ -28,8 +28,10 @@ def local_folder(path: str | PathLike[str]) -> Path:
     """Return the folder that a base is, or is to be.
 
     Raises:
-        KnowledgeBaseError: It is the address of a store; ``pathlib`` would make a folder named ``s3:`` of it.
+        KnowledgeBaseError: No path, or the address of a store, of which ``pathlib`` would make a folder named ``s3:``.
     """
+    if not isinstance(path, (str, PathLike)):
+        raise KnowledgeBaseError(f"a knowledge base at {path!r}", expected="a folder, or s3://bucket/name")
     scheme = _SCHEME.match(str(path))
     if scheme:
         raise KnowledgeBaseError(
@@ -41,12 +43,19 @@ def local_folder(path: str | PathLike[str]) -> Path:
 
 
 def check_free(folder: Path) -> None:
-    """Refuse a folder that holds anything but what a killed :meth:`KnowledgeBase.create` leaves.
+    """Refuse a folder that holds anything but what a killed :meth:`KnowledgeBase.create` leaves, or is in a base.
 
     Raises:
-        KnowledgeBaseError: It does.
+        KnowledgeBaseError: It does, or is.
     """
     local_folder(folder)
+    for above in folder.resolve().parents:
+        if (above / FILE_NAME).is_file() and (above / TABLE).is_dir():
+            raise KnowledgeBaseError(
+                f"{folder} is inside of the knowledge base {above}",
+                expected="a folder outside of every base, whose files are all its own",
+                fix="choose another folder",
+            )
     found = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
     if folder.exists() and not folder.is_dir():
         raise KnowledgeBaseError(f"{folder} is a file", expected="a new or empty folder")

@@ -25,7 +25,8 @@ _MAX_STEPS = 1000
 NOISE_KINDS = ("shared", "independent")
 
 
-def _now() -> str:
+def now() -> str:
+    """Return the time as a manifest tells it: UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -59,7 +60,7 @@ class Manifest:
     noise: dict[str, Any]
     library_versions: dict[str, str] = field(default_factory=dict)
     kb_id: str = field(default_factory=lambda: uuid4().hex)
-    created: str = field(default_factory=_now)
+    created: str = field(default_factory=now)
     format_version: int = FORMAT_VERSION
     values: str = FLOAT16.name
 

@@ -8,15 +8,17 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
-from redi.errors import InputError, KnowledgeBaseError
+from redi.errors import InputError, KnowledgeBaseError, PlanError
 from redi.knowledge_base.bucket import Bucket, is_address
 from redi.knowledge_base.card import card_of
 from redi.knowledge_base.copying import copy_base
 from redi.knowledge_base.durable import replace_file
 from redi.knowledge_base.guard import read_file
 from redi.knowledge_base.hashes import FILE_NAME, MAX_BYTES, FileHashes, compare_files, differing_files, read_hashes
+from redi.knowledge_base.layout import local_folder
 from redi.knowledge_base.manifest import FILE_NAME as MANIFEST
 from redi.knowledge_base.mirror import Mirror
 
@@ -78,10 +80,12 @@ def save(
         The hashes of the copy.
 
     Raises:
-        PlanError: A value step is not recorded.
+        PlanError: A value step is not recorded, or the steps are no list.
         InputError: The source is no folder and no hub id, the hub does not give it, or there is no such codec.
         KnowledgeBaseError: A file was changed, the base is damaged, or the target is not free.
     """
+    if not isinstance(value_steps, (Collection, NoneType)):
+        raise PlanError(f"value_steps={value_steps!r}", expected="a list of value steps, such as [40]")
     if is_address(target):
         mirror = Mirror(Bucket(target))
         mirror.begin()
@@ -91,7 +95,7 @@ def save(
     if _is_place(source) or value_steps is None:
         folder = fetch(source, revision)
         _refuse(compare_files(folder), folder)
-        return copy_base(folder, Path(target), value_steps, values)
+        return copy_base(folder, local_folder(target), value_steps, values)
     repo_id = _hub_id(source)
     folder, known = _first_files(repo_id, revision)
     wanted = {name: each for name, each in known.files.items() if each.value_step in (None, *value_steps)}
@@ -100,7 +104,7 @@ def save(
     with _hub(f"cannot fetch {repo_id}"):
         snapshot_download(repo_id, repo_type="dataset", revision=folder.name, allow_patterns=sorted(wanted))
     _refuse(differing_files(folder, wanted), folder)
-    return copy_base(folder, Path(target), value_steps, values)
+    return copy_base(folder, local_folder(target), value_steps, values)
 
 
 def _first_files(repo_id: str, revision: str | None) -> tuple[Path, FileHashes]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from redi.errors import IncompatibleError, InputError, KnowledgeBaseError
 from redi.knowledge_base.base import KnowledgeBase
 from redi.knowledge_base.entries import Entry
-from redi.knowledge_base.manifest import Difference, Manifest, describe_differences, differences
+from redi.knowledge_base.manifest import Difference, Manifest, describe_differences, differences, now
 from redi.knowledge_base.noises import Noises
 from redi.knowledge_base.rows import TableRows
 
@@ -220,7 +220,8 @@ def like(base: KnowledgeBase, folder: str | PathLike[str], origin: Mapping[str, 
         return found
     information = {**base.manifest.identity.get(_INFORMATION, {}), "origin": dict(origin)}
     information.pop("prompts", None)  # it holds others: no build is half done here, and none goes on
-    manifest = replace(base.manifest, kb_id=uuid4().hex, identity={**base.manifest.identity, _INFORMATION: information})
+    identity = {**base.manifest.identity, _INFORMATION: information}
+    manifest = replace(base.manifest, kb_id=uuid4().hex, created=now(), identity=identity)
     return KnowledgeBase.create(folder, manifest, base.noise_bank, base.references)
 
 
