@@ -287,6 +287,7 @@ def test_another_model_is_refused_with_both_sides(kb: Path, tmp_path: Path) -> N
             "key step 20 is not before value step 20",
         ),
         (("build", "--prompts", "{prompts}", "--out", "x", "--value-steps", "50"), "value step 50"),
+        (("build", "--prompts", "{prompts}", "--out", "x", "--workers", "2"), "--workers without --ray"),
         (("build", "--prompts", "{prompts}", "--out", "x", "--model", "{prompts}"), "is not there"),
         (("inspect", "nowhere"), "no knowledge base at nowhere"),
     ],

@@ -12,6 +12,7 @@ import typer
 
 from redi.cli import options
 from redi.cli.inspect import printable
+from redi.errors import InputError
 from redi.pipelines import MINIATURE
 from redi.plan import DEFAULT_PLAN, PAPER_PLAN, Plan
 
@@ -118,6 +119,10 @@ def build(
     """
     from redi.building import read_prompts
 
+    if workers is not None and ray is None:
+        raise InputError(
+            "--workers without --ray", expected="both: only a cluster has workers", fix="add --ray, such as --ray local"
+        )
     plan = _plan(steps, key_step, key_steps, value_steps)
     texts = read_prompts(prompts)
 
