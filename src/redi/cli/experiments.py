@@ -62,7 +62,7 @@ def run(
     from redi.errors import InputError
     from redi.experiments.laboratory import Laboratory
     from redi.experiments.runner import EXPERIMENTS, OF_THE_MINIATURE, experiment
-    from redi.experiments.sampling import SCALES
+    from redi.experiments.sampling import SCALES, scale_of
     from redi.experiments.studies import STUDIES
 
     if scale not in SCALES:
@@ -77,8 +77,8 @@ def run(
         del chosen[each]
     if rows is not None and name not in STUDIES:
         raise InputError(f"--rows with {name!r}", expected=f"one of {', '.join(STUDIES)}")
-    laboratory = Laboratory(work, SCALES[scale], device, subject=subject)
     for each, run_it in chosen.items():
+        laboratory = Laboratory(work, scale_of(scale, each), device, subject=subject)
         some = {} if rows is None else {"only": rows}
         run_it(laboratory, results, tell=typer.echo, **some)
         typer.echo(f"wrote {results / scale / each}.json")
