@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from redi.experiments.bills import after
 from redi.experiments.estimators import ESTIMATORS, Estimator
 from redi.experiments.laboratory import Laboratory
 from redi.experiments.sampling import Recording
@@ -44,8 +45,9 @@ def run_estimates(
         What the JSON file holds.
     """
     scale = laboratory.scale
-    values = recording.value_steps[len(recording.value_steps) // 2 :: 2]
-    tell(f"estimates: {scale.replicates} x {scale.prompts} queries run to step {max(values)}, no picture is made")
+    values = _values(recording)
+    calls = sum(after(recording.solver, max(steps)) for steps in paths(recording)) * scale.prompts * scale.replicates
+    tell(f"estimates: {laboratory.bill([], recordings=[recording], others=calls)}; no picture is made")
     errors: dict[tuple[int, int, str], list[NDArray[np.float64]]] = {}
     for replicate in range(scale.replicates):
         texts = laboratory.texts(recording, replicate)
@@ -78,6 +80,19 @@ def run_estimates(
     return result
 
 
+def _values(recording: Recording) -> tuple[int, ...]:
+    return recording.value_steps[len(recording.value_steps) // 2 :: 2]
+
+
+def paths(recording: Recording) -> list[tuple[int, ...]]:
+    """Return the steps of each run of all prompts that the study takes."""
+    return [_steps(key, value) for key in recording.key_steps for value in _values(recording)]
+
+
+def _steps(key_step: int, value_step: int) -> tuple[int, ...]:
+    return tuple(sorted({key_step - 1, key_step, value_step} - {0}))
+
+
 def _measured(
     laboratory: Laboratory,
     recording: Recording,
@@ -87,12 +102,12 @@ def _measured(
     texts: tuple[Tensor, Tensor],
 ) -> dict[str, NDArray[np.float64]]:
     """Return each estimator's distance (n) to the query's own x_v; ``texts`` of entries and of queries."""
-    steps = sorted({key_step - 1, key_step, value_step} - {0})
-    paths = dict(zip(steps, laboratory.latents(recording, replicate, tuple(steps)), strict=True))
+    steps = _steps(key_step, value_step)
+    reached = dict(zip(steps, laboratory.latents(recording, replicate, steps), strict=True))
     base = laboratory.base(recording, replicate)
     of_entry = torch.from_numpy(base.noise_ids())
-    of_query = torch.tensor(laboratory.noise_ids(len(paths[value_step])))
-    truth = paths[value_step].flatten(1)
+    of_query = torch.tensor(laboratory.noise_ids(len(reached[value_step])))
+    truth = reached[value_step].flatten(1)
     found: dict[str, Tensor] = {name: torch.empty_like(truth) for name in (*ESTIMATORS, _POOLED, *WIDER)}
     ahead = key_step - 1 in recording.key_steps
     if ahead:
@@ -101,16 +116,16 @@ def _measured(
     values = base.values(range(len(base)), value_step).flatten(1)
     center, middle = (_noise_means(each, of_entry) for each in (every[key_step], values))
     pooled = ESTIMATORS[DEFAULT](
-        paths[key_step].flatten(1) - center[of_query], every[key_step] - center[of_entry], values - middle[of_entry]
+        reached[key_step].flatten(1) - center[of_query], every[key_step] - center[of_entry], values - middle[of_entry]
     )
     found[_POOLED] = pooled + middle[of_query]
     for noise_id in sorted(set(of_query.tolist())):
         rows, asked = of_entry == noise_id, of_query == noise_id
-        keys, queries = every[key_step][rows], paths[key_step].flatten(1)[asked]
+        keys, queries = every[key_step][rows], reached[key_step].flatten(1)[asked]
         for name, estimator in ESTIMATORS.items():
             found[name][asked] = estimator(queries, keys, values[rows])
         before = every[key_step - 1][rows] if ahead else None
-        earlier = paths[key_step - 1].flatten(1)[asked] if ahead else None
+        earlier = reached[key_step - 1].flatten(1)[asked] if ahead else None
         entries, seen = Seen(keys, before, texts[0][rows]), Seen(queries, earlier, texts[1][asked])
         for name, wider in WIDER.items():
             found[name][asked] = wider(entries, seen, values[rows])

@@ -72,7 +72,7 @@ def run_study(
     earlier = _earlier(study, laboratory, file, only)
     kept = {row["label"]: row for row in earlier["rows"] if not fnmatchcase(row["label"], only)}
     to_run = [sampling for sampling in study.samplings if sampling.label not in kept]
-    tell(f"{study.name}: {laboratory.bill([study.full, *to_run], diversity=True)}")
+    tell(f"{study.name}: {laboratory.bill([study.full, *to_run], diversity=True, at_value=study.at_value)}")
     full = _replicates(laboratory, study.full)
     made: dict[str, list[Samples]] = {study.full.label: full}
     rows = []
