@@ -79,7 +79,8 @@ def run_bank(
     jump = redi(recording, key_step, value_step, weights=DEFAULT_WEIGHTS)
     full = plain(solver.name, solver.steps, **dict(solver.settings))
     banks = _banks(scale)
-    tell(f"bank: at most {laboratory.bill([], others=cost_of(scale, recording).calls * scale.replicates)}")
+    of_each, count = cost_of(scale, recording), scale.replicates
+    tell(f"bank: at most {laboratory.bill([], others=of_each.calls * count, latents=of_each.latents * count)}")
     rows = []
     fits: list[list[Point]] = []
     for noises in banks:

@@ -76,8 +76,9 @@ def run_breaks(
         What the JSON file holds.
     """
     scale, samplings, of_others = laboratory.scale, ways(recording), own(recording)
-    others = rest(scale, of_others).calls * scale.replicates
-    tell(f"breaks: at most {laboratory.bill(list(samplings.values()), others=others)}")
+    more, count = rest(scale, of_others), scale.replicates
+    told = laboratory.bill(list(samplings.values()), others=more.calls * count, latents=more.latents * count)
+    tell(f"breaks: at most {told}")
     panels: dict[str, dict[str, list[Outcome]]] = {}
     worst = []
     for replicate in range(scale.replicates):

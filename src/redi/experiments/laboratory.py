@@ -224,9 +224,13 @@ class Laboratory:
         at_value: bool = False,
         recordings: Sequence[Recording] = (),
         others: int = 0,
+        latents: int = 0,
     ) -> str:
-        """Return :meth:`cost` and so many other calls in words, and the hours that they are reckoned to take."""
-        found = self.cost(samplings, diversity=diversity, at_value=at_value, recordings=recordings) + Cost(others, 0)
+        """Return :meth:`cost` and so many other calls and latents in words, and the hours that calls are reckoned to
+        take."""
+        found = self.cost(samplings, diversity=diversity, at_value=at_value, recordings=recordings) + Cost(
+            others, latents
+        )
         speed = MINIATURE_SPEED if self.subject.model == MINIATURE else SD15_SPEED
         kept = found.gigabytes(int(np.prod(self.subject.latent_shape)))
         return (

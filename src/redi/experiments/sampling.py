@@ -178,10 +178,11 @@ _TOYS: Mapping[str, Scale] = {
     "rivals": replace(TOY, prompts=4, entries=16, noises=1),
     "bound": replace(TOY, prompts=4),
     "gate": replace(TOY, prompts=2 * LEAST_PROMPTS),
+    "bank": replace(TOY, prompts=24, entries=96),
     "breaks": replace(TOY, prompts=16),
     "figure6-pndm": replace(TOY, prompts=8),
 }
-"""Studies with other toys: of many rows or dear figures, or that part their prompts into groups."""
+"""Studies with other toys: of many rows or dear figures, or that part their prompts into groups or fit a rule."""
 SMALL = Scale("small", prompts=200, entries=2000, noises=4, replicates=3)
 PAPER = Scale("paper", prompts=4000, entries=82_000, noises=1, replicates=3, reference=40_000)
 SCALES = {scale.name: scale for scale in (TOY, SMALL, PAPER)}
