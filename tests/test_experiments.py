@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from redi.cli.app import app
 from redi.errors import InputError
-from redi.experiments.costs import Cost
+from redi.experiments.bills import Cost
 from redi.experiments.defaults_section import against_fewer_steps
 from redi.experiments.laboratory import Laboratory
 from redi.experiments.other_keys import distance_at_value, run_by_similarity, run_full

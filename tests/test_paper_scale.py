@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 from redi.cli.app import app
 from redi.errors import InputError
 from redi.experiments import sampling
+from redi.experiments.bound import run_bound
 from redi.experiments.gate import run_gate
 from redi.experiments.laboratory import Laboratory
 from redi.experiments.report import write_report
@@ -144,7 +145,8 @@ def test_a_study_runs_on_it_as_on_the_miniature(laboratory: Laboratory, tmp_path
     told: list[str] = []
     run_study(STUDY, laboratory, tmp_path, tell=told.append)
     assert told[0].startswith("tiny: ")
-    calls = 2 * (6 * (5 + 3 + 3) + 12 * 4)
+    at_value = 4 + 2 + 4
+    calls = 2 * (6 * (5 + 3 + 3 + at_value) + 12 * 4)
     assert f"{calls:,} network calls of one picture to make" in told[0]
     found = json.loads((tmp_path / "paper" / "tiny.json").read_text())
     assert found["subject"]["extractor"] == "Inception pool features (inception.pt)"
@@ -202,6 +204,15 @@ def test_the_gate_tells_the_loss_where_nobody_judges(laboratory: Laboratory, tmp
     assert all(row["harmed"] is None and row["area"] is None for row in found["scores"])
     assert found["fixed"][-1] == {"calls": 5.0, "loss": 0.0}
     assert "## The gate" in write_report(tmp_path, tmp_path / "results.md", scale="paper")
+
+
+def test_the_bound_is_measured_on_it(laboratory: Laboratory, tmp_path: Path) -> None:
+    told: list[str] = []
+    recording = Recording(Solver("dpm", 5), (2,), (3,))
+    found = run_bound(laboratory, tmp_path, tell=told.append, recording=recording)
+    assert found["queries"] == 12
+    assert "hours at 20 calls a second (assumed, as of one A100" in told[0]
+    assert "## Section 5: the error bound" in write_report(tmp_path, tmp_path / "results.md", scale="paper")
 
 
 def test_bases_hold_one_caption_of_each_training_image_and_prompts_none_of_them(

@@ -63,13 +63,13 @@ def run(
     from redi.errors import InputError
     from redi.experiments.laboratory import Laboratory
     from redi.experiments.runner import EXPERIMENTS, OF_THE_MINIATURE, experiment
-    from redi.experiments.sampling import SCALES
+    from redi.experiments.sampling import SCALES, scale_of
     from redi.experiments.studies import STUDIES
 
     if scale not in SCALES:
         raise InputError(f"scale {scale!r}", expected=f"one of {', '.join(SCALES)}")
-    subject = _subject(model, coco, features or [], scale, device)
     chosen = {each: experiment(each) for each in (EXPERIMENTS if name == "all" else (name,))}
+    subject = _subject(name, model, coco, features or [], scale, device)
     left_out = [each for each in chosen if each in OF_THE_MINIATURE and not subject.judges]
     if name in left_out:
         raise InputError(f"{name} of {model}", expected="the bundled model: its evaluator judges there")
@@ -78,35 +78,52 @@ def run(
         del chosen[each]
     if rows is not None and name not in STUDIES:
         raise InputError(f"--rows with {name!r}", expected=f"one of {', '.join(STUDIES)}")
-    laboratory = Laboratory(work, SCALES[scale], device, subject=subject)
     for each, run_it in chosen.items():
+        laboratory = Laboratory(work, scale_of(scale, each), device, subject=subject)
         some = {} if rows is None else {"only": rows}
         run_it(laboratory, results, tell=typer.echo, **some)
         typer.echo(f"wrote {results / scale / each}.json")
 
 
 @experiments_app.command()
-def bound(scale: _Size = "toy", work: _Work = _WORK, results: _Results = _RESULTS, device: _Device = None) -> None:
+def bound(
+    scale: _Size = "toy",
+    work: _Work = _WORK,
+    results: _Results = _RESULTS,
+    device: _Device = None,
+    model: _Model = "miniature",
+    coco: _Coco = None,
+    features: _Features = None,
+) -> None:
     """Compare the paper's error bound (section 5) with what is observed: the same as redi experiments run bound.
 
     Example: redi experiments bound --scale toy
     """
-    run("bound", scale, work, results, device)
+    run("bound", scale, work, results, device, None, model, coco, features)
 
 
-def _subject(model: str, coco: Path | None, features: list[Path], scale: str, device: str | None) -> Subject:
+def _subject(name: str, model: str, coco: Path | None, features: list[Path], scale: str, device: str | None) -> Subject:
     """Return what the options name, before anything is run."""
     from redi.errors import InputError
+    from redi.experiments.costs import at_paper
+    from redi.experiments.runner import EXPERIMENTS, OF_THE_MINIATURE
     from redi.experiments.subjects import Coco, Miniature
     from redi.metrics.extractors import load_extractor
     from redi.metrics.perceptual import load_perceptual
     from redi.pipelines import MINIATURE, chosen_device
 
     if (model == MINIATURE) != (coco is None) or (scale == "paper" and coco is None):
+        told = f"--scale {scale} with --model {model} and {'no ' if coco is None else ''}--coco"
+        expected = "the bundled model at toy or small, or another model on COCO"
+        if name in OF_THE_MINIATURE:
+            raise InputError(f"{name}, {told}", expected="the bundled model", fix=f"redi experiments run {name}")
+        if scale == "paper":
+            taken = at_paper(list(EXPERIMENTS) if name == "all" else [name])
+            expected += f"; there {name} takes {taken} (docs/experiments.md)"
         raise InputError(
-            f"--scale {scale} with --model {model} and {'no ' if coco is None else ''}--coco",
-            expected="the bundled model at toy or small, or another model on COCO",
-            fix="redi experiments run table2 --scale paper --model ./stable-diffusion-v1-5 --coco ./coco "
+            told,
+            expected=expected,
+            fix=f"redi experiments run {name} --scale {scale} --model ./stable-diffusion-v1-5 --coco ./coco "
             "--features ./inception.pt --features ./clip",
         )
     by_path = {path: load_perceptual(path, device=device) for path in features}

@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from redi.experiments.bills import Cost, after
 from redi.experiments.laboratory import Laboratory
 from redi.experiments.quality import figures
-from redi.experiments.sampling import Recording, Sampling, Solver, plain, redi
+from redi.experiments.sampling import Recording, Sampling, Scale, Solver, plain, redi
 from redi.identity import library_versions
 from redi.metrics import mean_interval, resampled_interval
 from redi.results import write_json
@@ -77,9 +78,9 @@ def run_bank(
     ((key_step,), (value_step,)) = recording.key_steps, recording.value_steps
     jump = redi(recording, key_step, value_step, weights=DEFAULT_WEIGHTS)
     full = plain(solver.name, solver.steps, **dict(solver.settings))
-    banks = [each for each in NOISES if _FEWEST * each <= scale.entries]
-    built = len(banks) * scale.replicates * (scale.entries + scale.prompts) * value_step
-    tell(f"bank: at most {built:,} network calls of one picture to make, and those of the pictures")
+    banks = _banks(scale)
+    of_each, count = cost_of(scale, recording), scale.replicates
+    tell(f"bank: at most {laboratory.bill([], others=of_each.calls * count, latents=of_each.latents * count)}")
     rows = []
     fits: list[list[Point]] = []
     for noises in banks:
@@ -108,6 +109,20 @@ def run_bank(
     }
     write_json(results / scale.name / "bank.json", result)
     return result
+
+
+def _banks(scale: Scale) -> list[int]:
+    return [each for each in NOISES if _FEWEST * each <= scale.entries]
+
+
+def cost_of(scale: Scale, recording: Recording) -> Cost:
+    """Return what one replicate takes with nothing there yet: each bank has a base, paths, runs in full and jumps."""
+    solver, ((value_step,), banks) = recording.solver, (recording.value_steps, _banks(scale))
+    points = sum(len(list(_counts(scale.entries // each))) for each in banks) + (max(banks) > 1)
+    built = len(banks) * (scale.entries + scale.prompts) * after(solver, value_step)
+    alone = len(banks) * scale.prompts * after(solver, solver.steps)
+    going_on = points * min(_QUERIES, scale.prompts) * (1 + solver.steps - value_step)
+    return Cost(built + alone + going_on, 2 * len(banks) * scale.entries)
 
 
 def _points(laboratory: Laboratory, recording: Recording, replicate: int, *, alien: bool = False) -> list[Point]:

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from redi.experiments.divergence import Divergence
+from redi.experiments.bills import after
+from redi.experiments.divergence import ITERATIONS, Divergence
 from redi.experiments.laboratory import Laboratory
-from redi.experiments.sampling import Recording
+from redi.experiments.sampling import Recording, Scale
 from redi.experiments.studies import DPM
 from redi.identity import library_versions
 from redi.metrics import rank_correlation, resampled_interval
@@ -46,8 +47,8 @@ def run_bound(
         What the JSON file holds.
     """
     scale = laboratory.scale
-    count, points = min(QUERIES, scale.prompts), 2 * (max(recording.value_steps) - recording.key_steps[-1] + 1)
-    tell(f"bound: {scale.replicates} x {count} queries, L at {points} latents of each")
+    count, calls = min(QUERIES, scale.prompts), network_calls(scale, recording) * scale.replicates
+    tell(f"bound: {laboratory.bill([], recordings=[recording], others=calls)}, a derivative counted as two calls")
     found = [laboratory.divergence(recording, replicate, count) for replicate in range(scale.replicates)]
     key_step = recording.key_steps[-1]
     rows = []
@@ -82,6 +83,14 @@ def run_bound(
     }
     write_json(results / scale.name / "bound.json", result)
     return result
+
+
+def network_calls(scale: Scale, recording: Recording) -> int:
+    """Return the network calls of one replicate's queries, each pass of a derivative counted as two."""
+    last = max(recording.value_steps)
+    points = last - recording.key_steps[-1] + 1
+    of_rate = 2 * (1 + 2 * 2 * ITERATIONS)  # of the query's and of the neighbour's latents
+    return min(QUERIES, scale.prompts) * (points * (2 + of_rate) + 2 * after(recording.solver, last))
 
 
 def predictions(found: Divergence, pieces: int) -> dict[str, _Numbers]:

@@ -14,10 +14,11 @@ from PIL import Image
 
 from redi.comparison import Column, page
 from redi.enabling import DEFAULT_QUANTILE
+from redi.experiments.bills import Cost
 from redi.experiments.gate import scores_at_key
 from redi.experiments.laboratory import Laboratory
 from redi.experiments.sample_files import Samples
-from redi.experiments.sampling import Recording, fingerprint, plain, redi
+from redi.experiments.sampling import Recording, Sampling, Scale, fingerprint, plain, redi
 from redi.experiments.studies import SHORT
 from redi.experiments.subjects import Miniature
 from redi.generating import full, generate
@@ -74,27 +75,21 @@ def run_breaks(
     Returns:
         What the JSON file holds.
     """
-    scale, solver = laboratory.scale, recording.solver
-    key_step = recording.key_steps[-1]
-    value_step = min(recording.value_steps, key=lambda each: abs(each - _VALUE_STEP))
-    ways = {
-        "full": plain(solver.name, solver.steps, **dict(solver.settings)),
-        "jump": redi(recording, key_step, value_step, weights=DEFAULT_WEIGHTS),
-        "gated": redi(recording, key_step, value_step, weights=DEFAULT_WEIGHTS, quantile=DEFAULT_QUANTILE),
-    }
-    own = Recording(solver, (key_step,), (value_step,), share=_SHARE)
-    tell(f"breaks: {laboratory.bill(list(ways.values()))}; {_rest(laboratory, own):,} calls at most for other bases")
+    scale, samplings, of_others = laboratory.scale, ways(recording), own(recording)
+    more, count = rest(scale, of_others), scale.replicates
+    told = laboratory.bill(list(samplings.values()), others=more.calls * count, latents=more.latents * count)
+    tell(f"breaks: at most {told}")
     panels: dict[str, dict[str, list[Outcome]]] = {}
     worst = []
     for replicate in range(scale.replicates):
-        samples = {way: laboratory.sample(sampling, replicate) for way, sampling in ways.items()}
+        samples = {way: laboratory.sample(sampling, replicate) for way, sampling in samplings.items()}
         of_all, asked = _of_samples(samples), laboratory.prompts(replicate)
         worst += _worst(of_all, asked, samples)
         found = {
             panel: {name: of_all.part(places) for name, places in groups.items()}
             for panel, groups in _parts(laboratory, recording, replicate).items()
         }
-        for panel, outcomes in (found | _others(laboratory, own, replicate)).items():
+        for panel, outcomes in (found | _others(laboratory, of_others, replicate)).items():
             for name, outcome in outcomes.items():
                 panels.setdefault(panel, {}).setdefault(name, []).append(outcome)
     rows = [_row(panel, name, found) for panel, groups in panels.items() for name, found in groups.items()]
@@ -105,7 +100,7 @@ def run_breaks(
         "kind": "breaks",
         "scale": asdict(scale),
         "subject": laboratory.subject.told(),
-        "jump": ways["jump"].label,
+        "jump": samplings["jump"].label,
         "rule": repr(combiner(DEFAULT_WEIGHTS)),
         "queries": min(_QUERIES, scale.prompts),
         "share": _SHARE,
@@ -117,6 +112,25 @@ def run_breaks(
     write_json(results / scale.name / "breaks.json", result)
     write_picture(results / scale.name / "breaks.png", _sheet(worst))
     return result
+
+
+def ways(recording: Recording) -> dict[str, Sampling]:
+    """Return the run in full, the jump for all and the jump with the default gate."""
+    solver, key_step = recording.solver, recording.key_steps[-1]
+    return {
+        "full": plain(solver.name, solver.steps, **dict(solver.settings)),
+        "jump": redi(recording, key_step, _value_step(recording), weights=DEFAULT_WEIGHTS),
+        "gated": redi(recording, key_step, _value_step(recording), weights=DEFAULT_WEIGHTS, quantile=DEFAULT_QUANTILE),
+    }
+
+
+def own(recording: Recording) -> Recording:
+    """Return the recording of the bases that groups have of their own."""
+    return Recording(recording.solver, recording.key_steps[-1:], (_value_step(recording),), share=_SHARE)
+
+
+def _value_step(recording: Recording) -> int:
+    return min(recording.value_steps, key=lambda each: abs(each - _VALUE_STEP))
 
 
 def _parts(laboratory: Laboratory, recording: Recording, replicate: int) -> dict[str, dict[str, NDArray[np.intp]]]:
@@ -232,12 +246,12 @@ def _places(told: Iterable[bool]) -> NDArray[np.intp]:
     return np.flatnonzero(list(told))
 
 
-def _rest(laboratory: Laboratory, own: Recording) -> int:
-    """Return at most how many calls bases and runs of their own take."""
-    scale, steps, last = laboratory.scale, own.solver.steps, max(own.value_steps)
-    bases = (len(_GUIDANCES) + 1) * _SHARE + sum(_SHARES)
+def rest(scale: Scale, own: Recording) -> Cost:
+    """Return at most what bases and runs of their own take of one replicate."""
+    entries = round(((len(_GUIDANCES) + 1) * _SHARE + sum(_SHARES)) * scale.entries)
     groups = 3 + 2 + len(_SHARES) + len(_GUIDANCES)
-    return round(scale.replicates * (bases * scale.entries * last + groups * _QUERIES * 3 * steps))
+    runs = groups * min(_QUERIES, scale.prompts) * 3 * own.solver.steps
+    return Cost(entries * max(own.value_steps) + runs, 2 * entries)
 
 
 def _worst(

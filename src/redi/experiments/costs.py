@@ -1,99 +1,83 @@
-"""Owns what samplings cost before they are run: network calls, and latents that are kept; must not know how they run.
-
-As a program it writes ``docs/experiments.md``.
-"""
+"""Owns what experiments cost in words: ``docs/experiments.md``, which it writes as a program, and what the paper's
+scale takes; must not know how they run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from redi.experiments.sampling import PAPER, SMALL, Recording, Sampling, Scale
-from redi.experiments.studies import STUDIES, Study
-
-There = Callable[[str, Sampling | Recording, int], bool]
+from redi.experiments.bills import MINIATURE_SPEED, SD15_SPEED
+from redi.experiments.runner import EXPERIMENTS, OF_THE_MINIATURE
+from redi.experiments.sampling import PAPER, SMALL, TOY, Scale
+from redi.experiments.works import WORKS, total
 
 _SD15_LATENT, _MINIATURE_LATENT = 4 * 64 * 64, 4 * 16 * 16
-_BYTES = 2
-_SD15_SPEED = 20.0
-"""Network calls of one 512x512 picture in a second, with guidance, in float16: assumed, as of one A100."""
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What a run still takes.
+class _Statistics(NamedTuple):
+    """CPU seconds of one distance of all pictures, measured on one core: of n x d features."""
 
-    Attributes:
-        calls: Network calls of one picture.
-        latents: Keys and values that bases will keep.
-    """
-
-    calls: int
-    latents: int
-
-    def gigabytes(self, numbers: int) -> float:
-        """Return the gigabytes of the bases, of so many numbers a latent, in float16."""
-        return self.latents * numbers * _BYTES / 1e9
+    frechet: float
+    kernel: float
 
 
-def cost(
-    samplings: Sequence[Sampling],
-    scale: Scale,
-    *,
-    diversity: bool = False,
-    there: There = lambda kind, what, replicate: False,
-) -> Cost:
-    """Return what the samplings and the bases that they need take at a scale.
-
-    Args:
-        samplings: Each is run once for every replicate, however often it is named.
-        scale: How large the study is.
-        diversity: Whether that is measured too.
-        there: Whether a replicate's "samples" or "diversity" of a sampling, or "bases" of a recording, are there.
-    """
-    calls, bases = 0, set()
-    for sampling in dict.fromkeys(samplings):
-        for replicate in range(scale.replicates):
-            jump = sampling.jump
-            pictures = scale.prompts * (not there("samples", sampling, replicate))
-            pictures += scale.spread * (diversity and not there("diversity", sampling, replicate))
-            if not pictures:
-                continue
-            calls += pictures * (sampling.solver.steps - (jump.value_step - jump.key_step if jump else 0))
-            recorded = jump and replace(jump.recording, values="float16")
-            if recorded and not there("bases", recorded, replicate):
-                bases.add((recorded, replicate))
-    latents = 0
-    for recording, _ in bases:
-        entries = round(recording.share * scale.entries)
-        calls += entries * max(recording.value_steps)
-        latents += entries * (len(recording.key_steps) + len(recording.value_steps))
-    return Cost(calls, latents)
+_STATISTICS = {SMALL: _Statistics(0.003, 0.006), PAPER: _Statistics(5.2, 3.3)}
+"""At small 600 x 128; at paper 12,000 x 2,048 (FID's Inception)."""
 
 
 def page() -> str:
     """Return ``docs/experiments.md``: how to run the studies, and what each costs when nothing is there yet."""
+    small, of_paper = list(EXPERIMENTS), [name for name in EXPERIMENTS if name not in OF_THE_MINIATURE]
     return _PAGE.format(
         prompts=PAPER.prompts,
         entries=PAPER.entries,
         replicates=PAPER.replicates,
         reference=PAPER.reference,
-        speed=_SD15_SPEED,
-        rows="\n".join(_row(study) for study in STUDIES.values()),
+        paper=SD15_SPEED,
+        small=MINIATURE_SPEED,
+        all_small=total([WORKS[name](SMALL) for name in small], SMALL).hours(MINIATURE_SPEED),
+        frechet=_STATISTICS[PAPER].frechet,
+        kernel=_STATISTICS[PAPER].kernel,
+        resamples=PAPER.resamples,
+        toy_prompts=TOY.prompts,
+        rows="\n".join(_row(f"`{name}`", [name], [name] if name in of_paper else []) for name in EXPERIMENTS),
+        total=_row("all together", small, of_paper),
+        miniature=" and ".join(f"`{name}`" for name in OF_THE_MINIATURE),
     )
 
 
-def _row(study: Study) -> str:
-    small, paper = (cost([study.full, *study.samplings], scale, diversity=True) for scale in (SMALL, PAPER))
-    cells = (
-        f"`{study.name}`",
-        f"{small.calls:,}",
-        f"{small.gigabytes(_MINIATURE_LATENT):.2g}",
-        f"{paper.calls:,}",
-        f"{paper.gigabytes(_SD15_LATENT):.0f}",
-        f"{paper.calls / _SD15_SPEED / 3600:.0f}",
+def at_paper(names: Sequence[str]) -> str:
+    """Return in words what some experiments take together at the paper's scale."""
+    names = [name for name in names if name not in OF_THE_MINIATURE]
+    found = total([WORKS[name](PAPER) for name in names], PAPER)
+    return (
+        f"{found.calls:,} network calls of one picture ({found.hours(SD15_SPEED):.0f} hours at {SD15_SPEED.calls:.0f} "
+        f"a second, {SD15_SPEED.told}), {_statistics(names, PAPER):.0f} hours of one CPU core for intervals, and "
+        f"{found.gigabytes(_SD15_LATENT):.0f} GB"
     )
+
+
+def _statistics(names: Sequence[str], scale: Scale) -> float:
+    """Return the hours of one core that resampled distances take."""
+    works, seconds = [WORKS[name](scale) for name in names], _STATISTICS[scale]
+    return sum(work.frechets * seconds.frechet + work.kernels * seconds.kernel for work in works) / 3600
+
+
+def _row(title: str, of_small: Sequence[str], of_paper: Sequence[str]) -> str:
+    cells = [title]
+    for names, scale, numbers, speed in (
+        (of_small, SMALL, _MINIATURE_LATENT, MINIATURE_SPEED),
+        (of_paper, PAPER, _SD15_LATENT, SD15_SPEED),
+    ):
+        found = total([WORKS[name](scale) for name in names], scale)
+        hours = (found.hours(speed), _statistics(names, scale))
+        some = (f"{found.calls:,}", _short(found.gigabytes(numbers)), *map(_short, hours))
+        cells += some if names else ["—"] * len(some)
     return f"| {' | '.join(cells)} |"
+
+
+def _short(number: float) -> str:
+    return f"{number:.0f}" if number >= 10 or number == 0 else f"{number:.2g}"
 
 
 _PAGE = """# Running the experiments
@@ -104,7 +88,8 @@ Written by `make docs`; every number here is computed from the studies' own defi
 configuration in `runs/experiments`, and writes figures to `results/<scale>/<name>.json`; `redi experiments report`
 writes [the page of results](results.md) from them. Interrupt a run at any time: the same command goes on.
 
-- `--scale toy` takes minutes on the bundled model and is what the tests run.
+- `--scale toy` takes minutes for each study on the bundled model: {toy_prompts} prompts, fewer for studies of many
+  rows, and as many as the gate's halves need for the gate.
 - `--scale small` is the full study on the bundled model; its results are in this repository. Nothing is downloaded.
 - `--scale paper` is the paper's setting: Stable Diffusion 1.5 on COCO 2014, {entries:,} entries, {prompts:,} held-out
   captions, {reference:,} real pictures, here with {replicates} banks instead of one. It takes a GPU and four things
@@ -127,18 +112,33 @@ redi experiments report --scale paper --out paper-results.md
 The first `--features` gives the distances; the first of them that is CLIP gives the scores. With `--features` alone
 the bundled model is measured in those features too. The model runs in float16 on a GPU, without its safety checker,
 whose black pictures would be measured like others. `--scale small` with `--model` and `--coco` is a trial of a day
-instead of weeks. What asks the bundled evaluator for right and wrong (`styles`) needs the bundled model; the gate's
-study then tells the loss only.
+instead of weeks. What asks the bundled evaluator for right and wrong ({miniature}) needs the
+bundled model; the gate's study then tells the loss only.
 
 ## What it costs
 
-Network calls are of one picture, with nothing there yet; studies share bases and samples, so together they cost
-less. Gigabytes are those of the bases. Hours are computed, not measured: {speed:.0f} calls a second, as of one A100 at
-512x512 with guidance in float16. A run prints what is left of it before it starts.
+Network calls are of one picture, with nothing there yet, as they are counted (PNDM and Heun take more than their
+steps) and at most (as if every gate abstained); gigabytes are those of the bases. Studies share bases and samples: the
+last row takes each once. A run prints what is left of its own before it starts, a base that is half built with its
+rest.
 
-| study | small: calls | GB | paper: calls | GB | hours |
-| --- | ---: | ---: | ---: | ---: | ---: |
+Hours are computed, not measured: at `small` from {small.calls:.0f} calls a second, {small.told} (the best quarter of
+the kept results' rows; most ran beside other work and took up to twice as long), so that all of `small` takes
+{all_small:.0f} hours on two cores; at `paper` from {paper.calls:.0f} calls a second, {paper.told} with guidance in
+float16. A derivative of `bound` is counted as two calls.
+
+CPU hours come on top, of one core: a table's distances between distributions are resampled {resamples} times for each
+row, and for both sides of each claim. At the paper's scale one Frechet distance of all pictures takes {frechet} seconds
+in Inception's 2,048 features and one kernel distance {kernel} seconds (both measured); features of fewer numbers take
+less. Decoding and reading pictures is not counted.
+
+Diversity is not measured at the paper's scale: its banks have one noise, and it is of one prompt's pictures from
+several. {miniature} are of the bundled model only.
+
+| study | small: calls | GB | hours | CPU hours | paper: calls | GB | hours | CPU hours |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
 {rows}
+{total}
 """
 
 

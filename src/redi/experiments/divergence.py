@@ -11,6 +11,7 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor
 from numpy.typing import NDArray
 from torch import Tensor
+from tqdm import tqdm
 
 from redi.errors import InputError
 from redi.experiments.paths import latents_after
@@ -18,6 +19,8 @@ from redi.knowledge_base import KnowledgeBase
 from redi.theory import Drift, drift_of_noise, lipschitz
 
 _BATCH = 16
+ITERATIONS = 12
+"""Of the power iteration for L: each takes two derivatives."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +42,7 @@ class Divergence:
 
 
 def measure(
-    pipe: Any, base: KnowledgeBase, prompts: Sequence[str], noise_ids: Sequence[int], *, iterations: int = 12
+    pipe: Any, base: KnowledgeBase, prompts: Sequence[str], noise_ids: Sequence[int], *, iterations: int = ITERATIONS
 ) -> Divergence:
     """Run prompts (b) and their nearest entries' prompts in full, and measure both ways between key and last value.
 
@@ -81,7 +84,7 @@ def _measure(
     own, others = _conditioning(pipe, prompts), _conditioning(pipe, near)
     pipe.scheduler.set_timesteps(base.plan.num_inference_steps)
     apart, rates, gaps, clock = [], [], [], []
-    for step, x, y in zip(steps, queries, neighbours, strict=True):
+    for step, x, y in tqdm(list(zip(steps, queries, neighbours, strict=True)), desc="L of each step", unit="step"):
         ratio, timestep = float(pipe.scheduler.sigmas[step]), pipe.scheduler.timesteps[step]
         sigma = ratio / (1 + ratio**2) ** 0.5
         drift = _drift(pipe, own, guidance, timestep, sigma)

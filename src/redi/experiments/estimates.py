@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from redi.experiments.bills import after
 from redi.experiments.estimators import ESTIMATORS, Estimator
 from redi.experiments.laboratory import Laboratory
 from redi.experiments.quality import difference, figures
@@ -26,6 +27,7 @@ from redi.results import write_json
 _UNIT, *_OTHERS = ESTIMATORS
 DEFAULT = "kriging, H=64"
 _POOLED = "one kriging for all noises (entries minus their noise's mean)"
+_MOST_PICTURES = 6
 _COMPARED = ("frechet", "faithfulness", "closeness")
 _AHEAD = "kriging, H=64, keys one step ahead"
 
@@ -47,9 +49,12 @@ def run_estimates(
         What the JSON file holds.
     """
     scale = laboratory.scale
-    values = recording.value_steps[len(recording.value_steps) // 2 :: 2]
-    queries = scale.replicates * scale.prompts
-    tell(f"estimates: {queries} queries run to step {max(values)}, and pictures of the best from {values[0]} on")
+    values = _values(recording)
+    calls = sum(after(recording.solver, max(steps)) for steps in paths(recording)) + pictures_calls(recording)
+    solver = recording.solver
+    alone = plain(solver.name, solver.steps, **dict(solver.settings))
+    others = calls * scale.prompts * scale.replicates
+    tell(f"estimates: at most {laboratory.bill([alone], recordings=[recording], others=others)}")
     errors: dict[tuple[int, int, str], list[NDArray[np.float64]]] = {}
     for replicate in range(scale.replicates):
         texts = laboratory.texts(recording, replicate)
@@ -87,7 +92,7 @@ def run_estimates(
 
 
 def _promising(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the default and what is nearer than it at most of its places and farther at none."""
+    """Return the default and what is nearer than it at most of its places and farther at none, the nearest few."""
     apart: dict[str, list[Mapping[str, float]]] = {}
     for row in rows:
         apart.setdefault(row["estimator"], []).append(row["against_default"])
@@ -96,7 +101,8 @@ def _promising(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         for name, each in apart.items()
         if sum(e["high"] < 0 for e in each) > len(each) / 2 and not any(e["low"] > 0 for e in each)
     ]
-    return [DEFAULT, *nearer]
+    mean = {name: np.mean([row["error"]["value"] for row in rows if row["estimator"] == name]) for name in nearer}
+    return [DEFAULT, *sorted(nearer, key=mean.__getitem__)[:_MOST_PICTURES]]
 
 
 def _pictures(
@@ -126,6 +132,24 @@ def _pictures(
     return rows
 
 
+def _values(recording: Recording) -> tuple[int, ...]:
+    return recording.value_steps[len(recording.value_steps) // 2 :: 2]
+
+
+def paths(recording: Recording) -> list[tuple[int, ...]]:
+    """Return the steps of each run of all prompts that the study takes."""
+    return [_steps(key, value) for key in recording.key_steps for value in _values(recording)]
+
+
+def pictures_calls(recording: Recording) -> int:
+    """Return at most how many calls pictures of the best estimates take, for one prompt."""
+    return (1 + _MOST_PICTURES) * (1 + recording.solver.steps - _values(recording)[0])
+
+
+def _steps(key_step: int, value_step: int) -> tuple[int, ...]:
+    return tuple(sorted({key_step - 1, key_step, value_step} - {0}))
+
+
 def _measured(
     laboratory: Laboratory,
     recording: Recording,
@@ -148,12 +172,12 @@ def _estimated(
     texts: tuple[Tensor, Tensor],
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Return each estimator's x_v (n, d), and the query's own; ``texts`` of entries and of queries."""
-    steps = sorted({key_step - 1, key_step, value_step} - {0})
-    paths = dict(zip(steps, laboratory.latents(recording, replicate, tuple(steps)), strict=True))
+    steps = _steps(key_step, value_step)
+    reached = dict(zip(steps, laboratory.latents(recording, replicate, steps), strict=True))
     base = laboratory.base(recording, replicate)
     of_entry = torch.from_numpy(base.noise_ids())
-    of_query = torch.tensor(laboratory.noise_ids(len(paths[value_step])))
-    truth = paths[value_step].flatten(1)
+    of_query = torch.tensor(laboratory.noise_ids(len(reached[value_step])))
+    truth = reached[value_step].flatten(1)
     found: dict[str, Tensor] = {name: torch.empty_like(truth) for name in (*ESTIMATORS, _POOLED, *WIDER)}
     ahead = key_step - 1 in recording.key_steps
     if ahead:
@@ -162,16 +186,16 @@ def _estimated(
     values = base.values(range(len(base)), value_step).flatten(1)
     center, middle = (_noise_means(each, of_entry) for each in (every[key_step], values))
     pooled = ESTIMATORS[DEFAULT](
-        paths[key_step].flatten(1) - center[of_query], every[key_step] - center[of_entry], values - middle[of_entry]
+        reached[key_step].flatten(1) - center[of_query], every[key_step] - center[of_entry], values - middle[of_entry]
     )
     found[_POOLED] = pooled + middle[of_query]
     for noise_id in sorted(set(of_query.tolist())):
         rows, asked = of_entry == noise_id, of_query == noise_id
-        keys, queries = every[key_step][rows], paths[key_step].flatten(1)[asked]
+        keys, queries = every[key_step][rows], reached[key_step].flatten(1)[asked]
         for name, estimator in ESTIMATORS.items():
             found[name][asked] = estimator(queries, keys, values[rows])
         before = every[key_step - 1][rows] if ahead else None
-        earlier = paths[key_step - 1].flatten(1)[asked] if ahead else None
+        earlier = reached[key_step - 1].flatten(1)[asked] if ahead else None
         entries, seen = Seen(keys, before, texts[0][rows]), Seen(queries, earlier, texts[1][asked])
         for name, wider in WIDER.items():
             found[name][asked] = wider(entries, seen, values[rows])

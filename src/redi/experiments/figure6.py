@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from redi.experiments.bills import after
 from redi.experiments.laboratory import Laboratory
 from redi.experiments.quality import difference, figures
-from redi.experiments.sampling import Recording, Sampling, Solver, plain, redi
+from redi.experiments.sampling import Recording, Sampling, Scale, Solver, plain, redi
 from redi.experiments.studies import SHORT
 from redi.identity import library_versions
 from redi.metrics import mean_interval
@@ -111,14 +112,12 @@ def run_figure6(
     """
     scale, recording, replicates = laboratory.scale, figure.recording, range(laboratory.scale.replicates)
     count, solver = min(QUERIES, scale.prompts), recording.solver
-    calls = sum(1 + solver.steps - point.value_step for point in figure.points) * len(NEIGHBORS)
-    built = round(recording.share * scale.entries) * max(recording.value_steps)
-    tell(
-        f"{name}: at most {(built + scale.prompts * max(recording.value_steps) + count * calls) * scale.replicates:,} "
-        "network calls of one picture to make"
-    )
+    alone = plain(solver.name, solver.steps, **dict(solver.settings))
+    others = scale.prompts * after(solver, max(recording.value_steps)) + going_on_calls(figure, scale)
+    told = laboratory.bill([alone], recordings=[recording], others=others * scale.replicates)
+    tell(f"{name}: at most {told}")
     estimated = [_estimated(laboratory, figure, replicate) for replicate in replicates]
-    full = [laboratory.sample(plain(solver.name, solver.steps, **dict(solver.settings)), each) for each in replicates]
+    full = [laboratory.sample(alone, each) for each in replicates]
     full = [each.first(count) for each in full]
     rows, pictures, distances = [], {}, {}
     for point in figure.points:
@@ -168,6 +167,12 @@ def run_figure6(
     }
     write_json(results / scale.name / f"{name}.json", result)
     return result
+
+
+def going_on_calls(figure: Figure6, scale: Scale) -> int:
+    """Return the network calls of one replicate's pictures, each from its x_v on, with the one before a jump."""
+    steps, count = figure.recording.solver.steps, min(QUERIES, scale.prompts)
+    return count * len(NEIGHBORS) * sum(1 + steps - point.value_step for point in figure.points)
 
 
 Estimated = dict[tuple[Point, int], tuple[Tensor, NDArray[np.float64]]]

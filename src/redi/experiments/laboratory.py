@@ -21,7 +21,7 @@ from tqdm import tqdm
 import redi
 from redi.attachment import quiet
 from redi.errors import InputError
-from redi.experiments.costs import Cost, cost
+from redi.experiments.bills import MINIATURE_SPEED, SD15_SPEED, Cost, cost
 from redi.experiments.divergence import Divergence, measure
 from redi.experiments.other_keys import distance_at_value, embedded, estimates, run_by_similarity, run_to
 from redi.experiments.other_values import reuse_pictures
@@ -32,16 +32,13 @@ from redi.experiments.subjects import Miniature, Subject
 from redi.generating import Generation, generate
 from redi.knowledge_base import NoiseBank
 from redi.metrics import Reference
+from redi.pipelines import MINIATURE
 from redi.plan import Plan
 from redi.results import write_json
 from redi.retrieval.weights import LeastSquares, combiner
 
-_KEPT = {
-    "samples": ("samples", "samples.npz"),
-    "diversity": ("samples", "diversity.npy"),
-    "bases": ("bases", "manifest.json"),
-}
-"""The folder of what is kept, and the file that is there when it is whole."""
+_KEPT = {"samples": "samples.npz", "diversity": "diversity.npy", "at_value": "at_value.npy"}
+"""The file of a sampling that is there when it is whole."""
 _PART = 512
 """Prompts that are run between two files: what an interruption costs at most."""
 
@@ -132,7 +129,7 @@ class Laboratory:
 
     def at_value(self, sampling: Sampling, replicate: int) -> NDArray[np.float64]:
         """Return each prompt's distance (n) between the x_v that a jump goes to and that of its run in full."""
-        path = self._folder("samples", sampling, replicate) / "at_value.npy"
+        path = self._file("at_value", sampling, replicate)
         if sampling.jump is None:
             raise InputError(f"{sampling.label} does not jump", expected="a sampling with a jump")
         if not path.exists():
@@ -199,19 +196,47 @@ class Laboratory:
             write_array(path, np.concatenate(found))
         return Reference(np.load(path))
 
-    def cost(self, samplings: Sequence[Sampling], *, diversity: bool = False) -> Cost:
-        """Return what is still to be run for the samplings."""
+    def cost(
+        self,
+        samplings: Sequence[Sampling],
+        *,
+        diversity: bool = False,
+        at_value: bool = False,
+        recordings: Sequence[Recording] = (),
+    ) -> Cost:
+        """Return what is still to be run for the samplings and for more recordings; of a half-built base, its rest."""
+        whole = {"samples": self.scale.prompts, "diversity": self.scale.spread, "at_value": self.scale.prompts}
 
-        def there(kind: str, what: Sampling | Recording, replicate: int) -> bool:
-            return self._file(kind, what, replicate).exists()
+        def there(kind: str, what: Sampling | Recording, replicate: int) -> int:
+            if isinstance(what, Sampling):
+                return whole[kind] if self._file(kind, what, replicate).exists() else 0
+            folder = self._folder("bases", what, replicate)
+            return len(redi.KnowledgeBase.open(folder)) if (folder / "manifest.json").exists() else 0
 
-        return cost(samplings, self.scale, diversity=diversity, there=there)
+        measured = {"diversity": diversity, "at_value": at_value}
+        return cost(samplings, self.scale, recordings=recordings, there=there, **measured)
 
-    def bill(self, samplings: Sequence[Sampling], *, diversity: bool = False) -> str:
-        """Return :meth:`cost` in words."""
-        found, shape = self.cost(samplings, diversity=diversity), self.subject.latent_shape
-        kept = found.gigabytes(int(np.prod(shape)))
-        return f"{found.calls:,} network calls of one picture to make, {kept:.2g} GB of bases to keep"
+    def bill(
+        self,
+        samplings: Sequence[Sampling],
+        *,
+        diversity: bool = False,
+        at_value: bool = False,
+        recordings: Sequence[Recording] = (),
+        others: int = 0,
+        latents: int = 0,
+    ) -> str:
+        """Return :meth:`cost` and so many other calls and latents in words, and the hours that calls are reckoned to
+        take."""
+        found = self.cost(samplings, diversity=diversity, at_value=at_value, recordings=recordings) + Cost(
+            others, latents
+        )
+        speed = MINIATURE_SPEED if self.subject.model == MINIATURE else SD15_SPEED
+        kept = found.gigabytes(int(np.prod(self.subject.latent_shape)))
+        return (
+            f"{found.calls:,} network calls of one picture to make, {kept:.2g} GB of bases to keep; "
+            f"{found.hours(speed):.2g} hours at {speed.calls:.0f} calls a second ({speed.told})"
+        )
 
     def _run(
         self, sampling: Sampling, replicate: int, prompts: list[str], noise_ids: list[int]
@@ -331,9 +356,8 @@ class Laboratory:
     def _noise_seeds(self, replicate: int) -> list[int]:
         return [replicate * self.scale.noises + place for place in range(self.scale.noises)]
 
-    def _file(self, kind: str, what: Sampling | Recording, replicate: int) -> Path:
-        folder, name = _KEPT[kind]
-        return self._folder(folder, what, replicate) / name
+    def _file(self, kind: str, sampling: Sampling, replicate: int) -> Path:
+        return self._folder("samples", sampling, replicate) / _KEPT[kind]
 
     def _folder(self, kind: str, what: Sampling | Recording | Solver, replicate: int) -> Path:
         scale = (self.scale.prompts, self.scale.entries, self.scale.noises)

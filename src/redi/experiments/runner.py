@@ -72,7 +72,7 @@ def run_study(
     earlier = _earlier(study, laboratory, file, only)
     kept = {row["label"]: row for row in earlier["rows"] if not fnmatchcase(row["label"], only)}
     to_run = [sampling for sampling in study.samplings if sampling.label not in kept]
-    tell(f"{study.name}: {laboratory.bill([study.full, *to_run], diversity=True)}")
+    tell(f"{study.name}: {laboratory.bill([study.full, *to_run], diversity=True, at_value=study.at_value)}")
     full = _replicates(laboratory, study.full)
     made: dict[str, list[Samples]] = {study.full.label: full}
     rows = []
@@ -82,7 +82,7 @@ def run_study(
             continue
         samples = _replicates(laboratory, sampling)
         made[sampling.label] = samples
-        found = figures(samples, full, laboratory.reference, lpips=lpips)
+        found = figures(samples, full, laboratory.reference, resamples=scale.resamples, lpips=lpips)
         if study.at_value and sampling.jump is not None:
             found["at_value"] = asdict(mean_interval(_at_value(laboratory, sampling)))
         if scale.spread:
@@ -166,6 +166,7 @@ def _verdict(claim: Claim, study: Study, full: list[Samples], laboratory: Labora
             _replicates(laboratory, rival),
             full,
             laboratory.reference,
+            resamples=laboratory.scale.resamples,
         )
     above, below = found.low > 0, found.high < 0
     worse, better = (below, above) if claim.measure in MORE_IS_BETTER else (above, below)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
+from redi.calibration import LEAST_PROMPTS
 from redi.experiments.spacings import TIMESTEPS
 
 _SPACINGS = {"use_karras_sigmas": "karras", "use_lu_lambdas": "log-SNR"}
@@ -166,11 +167,30 @@ class Scale:
         """Pictures of a replicate that are made for that."""
         return len(self.diverse) * self.noises
 
+    @property
+    def resamples(self) -> int:
+        """Of the bootstrap of distances between distributions: fewer for a handful of prompts."""
+        return 400 if self.prompts * self.replicates >= 100 else 50
 
-TOY = Scale("toy", prompts=24, entries=96, noises=2, replicates=1, reference=400)
+
+TOY = Scale("toy", prompts=12, entries=32, noises=2, replicates=1, reference=200)
+_TOYS: Mapping[str, Scale] = {
+    "rivals": replace(TOY, prompts=4, entries=16, noises=1),
+    "bound": replace(TOY, prompts=4),
+    "gate": replace(TOY, prompts=2 * LEAST_PROMPTS),
+    "bank": replace(TOY, prompts=24, entries=96),
+    "breaks": replace(TOY, prompts=16),
+    "figure6-pndm": replace(TOY, prompts=8),
+}
+"""Studies with other toys: of many rows or dear figures, or that part their prompts into groups or fit a rule."""
 SMALL = Scale("small", prompts=200, entries=2000, noises=4, replicates=3)
 PAPER = Scale("paper", prompts=4000, entries=82_000, noises=1, replicates=3, reference=40_000)
 SCALES = {scale.name: scale for scale in (TOY, SMALL, PAPER)}
+
+
+def scale_of(name: str, study: str) -> Scale:
+    """Return the scale of that name for a study: toys differ."""
+    return _TOYS.get(study, TOY) if SCALES[name] is TOY else SCALES[name]
 
 
 def fingerprint(*parts: Any) -> str:

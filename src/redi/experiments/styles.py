@@ -74,11 +74,8 @@ def run_styles(
     ((key_step,), (value_step,)) = recording.key_steps, recording.value_steps
     steps = recording.solver.steps
     contents = [_contents(laboratory, replicate) for replicate in range(scale.replicates)]
-    runs = steps + len(STYLES) * sum(
-        steps - way.jumps * (value_step - key_step) for way in (*WAYS, Way("", jumps=False))
-    )
-    built = round(recording.share * scale.entries) * value_step * scale.replicates
-    tell(f"styles: at most {built + runs * sum(map(len, contents)):,} network calls of one picture to make")
+    others = runs(recording) * sum(map(len, contents))
+    tell(f"styles: at most {laboratory.bill([], recordings=[recording], others=others)}")
     plain: list[Pictures] = []
     made: dict[tuple[str, str], list[Pictures]] = {}
     for replicate, content in enumerate(contents):
@@ -128,6 +125,13 @@ def run_styles(
     write_json(results / scale.name / "styles.json", result)
     write_picture(results / scale.name / "styles.png", _sheet(list(contents[0]), plain[0], made))
     return result
+
+
+def runs(recording: Recording) -> int:
+    """Return the network calls of one content in all styles and ways."""
+    ((key_step,), (value_step,)), steps = (recording.key_steps, recording.value_steps), recording.solver.steps
+    of_styles = sum(steps - way.jumps * (value_step - key_step) for way in (*WAYS, Way("", jumps=False)))
+    return steps + len(STYLES) * of_styles
 
 
 def _contents(laboratory: Laboratory, replicate: int) -> dict[str, Description]:
