@@ -62,8 +62,8 @@ def _neighbors(results: Results) -> str:
     return (
         f"the mean distance to the prompt's own x_v, as a share of the noise's mean's: {told or 'not among the rows'}; "
         "more are a little nearer, and each of them is read from the base for every picture. Of the "
-        f"{len(apart)} estimates that are nearer, another nugget among them, {better['frechet']} make pictures of less "
-        f"Frechet distance, {faithful} more faithful ones, {better['closeness']} ones that are nearer to the run in full"
+        f"{len(apart)} estimates that are nearer, {better['frechet']} make pictures of less Frechet distance, "
+        f"{faithful} more faithful ones, and {better['closeness']} such as are nearer to the run in full"
     )
 
 
