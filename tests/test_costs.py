@@ -78,7 +78,7 @@ def test_a_base_that_is_half_built_is_billed_with_its_rest(laboratory: Laborator
 
 
 def test_a_bill_tells_hours_and_what_they_are_reckoned_with(laboratory: Laboratory) -> None:
-    told = laboratory.bill([], others=round(MINIATURE_SPEED.calls * 3600))
+    told = laboratory.bill([], others=Cost(round(MINIATURE_SPEED.calls * 3600), 0))
     assert "; 1 hours at 90 calls a second (measured on two CPU cores)" in told
 
 

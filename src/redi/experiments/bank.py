@@ -15,7 +15,7 @@ from torch import Tensor
 from redi.experiments.bills import Cost, after
 from redi.experiments.laboratory import Laboratory
 from redi.experiments.quality import figures
-from redi.experiments.sampling import Recording, Sampling, Scale, Solver, plain, redi
+from redi.experiments.sampling import Recording, Sampling, Scale, Solver, redi
 from redi.identity import library_versions
 from redi.metrics import mean_interval, resampled_interval
 from redi.results import write_json
@@ -77,10 +77,9 @@ def run_bank(
     scale, solver = laboratory.scale, recording.solver
     ((key_step,), (value_step,)) = recording.key_steps, recording.value_steps
     jump = redi(recording, key_step, value_step, weights=DEFAULT_WEIGHTS)
-    full = plain(solver.name, solver.steps, **dict(solver.settings))
+    full = Sampling(solver)
     banks = _banks(scale)
-    of_each, count = cost_of(scale, recording), scale.replicates
-    tell(f"bank: at most {laboratory.bill([], others=of_each.calls * count, latents=of_each.latents * count)}")
+    tell(f"bank: at most {laboratory.bill([], others=cost_of(scale, recording) * scale.replicates)}")
     rows = []
     fits: list[list[Point]] = []
     for noises in banks:

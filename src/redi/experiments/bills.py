@@ -55,6 +55,9 @@ class Cost:
     def __add__(self, other: Cost) -> Cost:
         return Cost(self.calls + other.calls, self.latents + other.latents)
 
+    def __mul__(self, count: int) -> Cost:
+        return Cost(self.calls * count, self.latents * count)
+
 
 def cost(
     samplings: Sequence[Sampling],

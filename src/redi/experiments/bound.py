@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from redi.experiments.bills import after
+from redi.experiments.bills import Cost, after
 from redi.experiments.divergence import ITERATIONS, Divergence
 from redi.experiments.laboratory import Laboratory
 from redi.experiments.sampling import Recording, Scale
@@ -47,8 +47,8 @@ def run_bound(
         What the JSON file holds.
     """
     scale = laboratory.scale
-    count, calls = min(QUERIES, scale.prompts), network_calls(scale, recording) * scale.replicates
-    tell(f"bound: {laboratory.bill([], recordings=[recording], others=calls)}, a derivative counted as two calls")
+    count, others = min(QUERIES, scale.prompts), Cost(network_calls(scale, recording), 0) * scale.replicates
+    tell(f"bound: {laboratory.bill([], recordings=[recording], others=others)}, a derivative counted as two calls")
     found = [laboratory.divergence(recording, replicate, count) for replicate in range(scale.replicates)]
     key_step = recording.key_steps[-1]
     rows = []

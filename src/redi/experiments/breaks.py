@@ -18,7 +18,7 @@ from redi.experiments.bills import Cost
 from redi.experiments.gate import scores_at_key
 from redi.experiments.laboratory import Laboratory
 from redi.experiments.sample_files import Samples
-from redi.experiments.sampling import Recording, Sampling, Scale, fingerprint, plain, redi
+from redi.experiments.sampling import Recording, Sampling, Scale, fingerprint, redi
 from redi.experiments.studies import SHORT
 from redi.experiments.subjects import Miniature
 from redi.generating import full, generate
@@ -76,8 +76,7 @@ def run_breaks(
         What the JSON file holds.
     """
     scale, samplings, of_others = laboratory.scale, ways(recording), own(recording)
-    more, count = rest(scale, of_others), scale.replicates
-    told = laboratory.bill(list(samplings.values()), others=more.calls * count, latents=more.latents * count)
+    told = laboratory.bill(list(samplings.values()), others=rest(scale, of_others) * scale.replicates)
     tell(f"breaks: at most {told}")
     panels: dict[str, dict[str, list[Outcome]]] = {}
     worst = []
@@ -118,7 +117,7 @@ def ways(recording: Recording) -> dict[str, Sampling]:
     """Return the run in full, the jump for all and the jump with the default gate."""
     solver, key_step = recording.solver, recording.key_steps[-1]
     return {
-        "full": plain(solver.name, solver.steps, **dict(solver.settings)),
+        "full": Sampling(solver),
         "jump": redi(recording, key_step, _value_step(recording), weights=DEFAULT_WEIGHTS),
         "gated": redi(recording, key_step, _value_step(recording), weights=DEFAULT_WEIGHTS, quantile=DEFAULT_QUANTILE),
     }

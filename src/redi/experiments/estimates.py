@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from redi.experiments.bills import after
+from redi.experiments.bills import Cost, after
 from redi.experiments.estimators import ESTIMATORS, Estimator
 from redi.experiments.laboratory import Laboratory
 from redi.experiments.quality import difference, figures
 from redi.experiments.sample_files import Samples
-from redi.experiments.sampling import Recording, plain, redi
+from redi.experiments.sampling import Recording, Sampling, redi
 from redi.experiments.studies import SHORT
 from redi.experiments.wider_estimators import WIDER, Seen
 from redi.identity import library_versions
@@ -51,18 +51,18 @@ def run_estimates(
     scale = laboratory.scale
     values = _values(recording)
     calls = sum(after(recording.solver, max(steps)) for steps in paths(recording)) + pictures_calls(recording)
-    solver = recording.solver
-    alone = plain(solver.name, solver.steps, **dict(solver.settings))
-    others = calls * scale.prompts * scale.replicates
+    alone = Sampling(recording.solver)
+    others = Cost(calls * scale.prompts, 0) * scale.replicates
     tell(f"estimates: at most {laboratory.bill([alone], recordings=[recording], others=others)}")
     errors: dict[tuple[int, int, str], list[NDArray[np.float64]]] = {}
     for replicate in range(scale.replicates):
         texts = laboratory.texts(recording, replicate)
         for key_step in recording.key_steps:
             for value_step in values:
-                found = _measured(laboratory, recording, replicate, key_step, value_step, texts)
+                found, truth = _estimated(laboratory, recording, replicate, key_step, value_step, texts)
                 for name, each in found.items():
-                    errors.setdefault((key_step, value_step, name), []).append(each)
+                    apart = (each - truth).norm(dim=1).double().numpy()
+                    errors.setdefault((key_step, value_step, name), []).append(apart)
     rows = []
     for (key_step, value_step, name), parts in errors.items():
         unit = np.concatenate(errors[key_step, value_step, _UNIT])
@@ -113,9 +113,9 @@ def _pictures(
     tell: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """Return what becomes of the pictures that go on from some estimates, and how they differ from the default's."""
-    solver, replicates = recording.solver, range(laboratory.scale.replicates)
+    replicates = range(laboratory.scale.replicates)
     jump = redi(recording, *place, weights="kriging")
-    full = [laboratory.sample(plain(solver.name, solver.steps, **dict(solver.settings)), each) for each in replicates]
+    full = [laboratory.sample(Sampling(recording.solver), each) for each in replicates]
     made: dict[str, list[Samples]] = {name: [] for name in names}
     for replicate in replicates:
         found, truth = _estimated(laboratory, recording, replicate, *place, laboratory.texts(recording, replicate))
@@ -148,19 +148,6 @@ def pictures_calls(recording: Recording) -> int:
 
 def _steps(key_step: int, value_step: int) -> tuple[int, ...]:
     return tuple(sorted({key_step - 1, key_step, value_step} - {0}))
-
-
-def _measured(
-    laboratory: Laboratory,
-    recording: Recording,
-    replicate: int,
-    key_step: int,
-    value_step: int,
-    texts: tuple[Tensor, Tensor],
-) -> dict[str, NDArray[np.float64]]:
-    """Return each estimator's distance (n) to the query's own x_v; arguments as of :func:`_estimated`."""
-    found, truth = _estimated(laboratory, recording, replicate, key_step, value_step, texts)
-    return {name: (each - truth).norm(dim=1).double().numpy() for name, each in found.items()}
 
 
 def _estimated(

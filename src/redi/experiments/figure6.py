@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from redi.experiments.bills import after
+from redi.experiments.bills import Cost, after
 from redi.experiments.laboratory import Laboratory
 from redi.experiments.quality import difference, figures
-from redi.experiments.sampling import Recording, Sampling, Scale, Solver, plain, redi
+from redi.experiments.sampling import Recording, Sampling, Scale, Solver, redi
 from redi.experiments.studies import SHORT
 from redi.identity import library_versions
 from redi.metrics import mean_interval
@@ -112,9 +112,9 @@ def run_figure6(
     """
     scale, recording, replicates = laboratory.scale, figure.recording, range(laboratory.scale.replicates)
     count, solver = min(QUERIES, scale.prompts), recording.solver
-    alone = plain(solver.name, solver.steps, **dict(solver.settings))
+    alone = Sampling(solver)
     others = scale.prompts * after(solver, max(recording.value_steps)) + going_on_calls(figure, scale)
-    told = laboratory.bill([alone], recordings=[recording], others=others * scale.replicates)
+    told = laboratory.bill([alone], recordings=[recording], others=Cost(others, 0) * scale.replicates)
     tell(f"{name}: at most {told}")
     estimated = [_estimated(laboratory, figure, replicate) for replicate in replicates]
     full = [laboratory.sample(alone, each) for each in replicates]

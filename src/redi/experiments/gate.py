@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from redi.calibration import Measurements, reachable
 from redi.experiments.laboratory import Laboratory
-from redi.experiments.sampling import Recording, plain, redi
+from redi.experiments.sampling import Recording, Sampling, redi
 from redi.experiments.studies import DPM
 from redi.identity import library_versions
 from redi.metrics import Interval, area_under_roc, mean_interval, rank_correlation, resampled_interval
@@ -64,7 +64,7 @@ def run_gate(
     scale = laboratory.scale
     solver = recording.solver
     jumps = [redi(recording, recording.key_steps[-1], step, weights=_WEIGHTS) for step in recording.value_steps]
-    samplings = [plain(solver.name, solver.steps, **dict(solver.settings)), *jumps]
+    samplings = [Sampling(solver), *jumps]
     tell(f"gate: {laboratory.bill(samplings)}")
     found = [_outcome(laboratory, recording, replicate) for replicate in range(scale.replicates)]
     scores = _scores(found)
@@ -98,7 +98,7 @@ def run_gate(
 
 def _outcome(laboratory: Laboratory, recording: Recording, replicate: int) -> Outcome:
     solver, key_step = recording.solver, recording.key_steps[-1]
-    full = laboratory.sample(plain(solver.name, solver.steps, **dict(solver.settings)), replicate)
+    full = laboratory.sample(Sampling(solver), replicate)
     jumped = {
         step: laboratory.sample(redi(recording, key_step, step, weights=_WEIGHTS), replicate)
         for step in recording.value_steps

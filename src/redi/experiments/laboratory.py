@@ -39,6 +39,7 @@ from redi.retrieval.weights import LeastSquares, combiner
 
 _KEPT = {"samples": "samples.npz", "diversity": "diversity.npy", "at_value": "at_value.npy"}
 """The file of a sampling that is there when it is whole."""
+_NOTHING = Cost(0, 0)
 _PART = 512
 """Prompts that are run between two files: what an interruption costs at most."""
 
@@ -223,14 +224,10 @@ class Laboratory:
         diversity: bool = False,
         at_value: bool = False,
         recordings: Sequence[Recording] = (),
-        others: int = 0,
-        latents: int = 0,
+        others: Cost = _NOTHING,
     ) -> str:
-        """Return :meth:`cost` and so many other calls and latents in words, and the hours that calls are reckoned to
-        take."""
-        found = self.cost(samplings, diversity=diversity, at_value=at_value, recordings=recordings) + Cost(
-            others, latents
-        )
+        """Return :meth:`cost` and what else is run in words, and the hours that calls are reckoned to take."""
+        found = others + self.cost(samplings, diversity=diversity, at_value=at_value, recordings=recordings)
         speed = MINIATURE_SPEED if self.subject.model == MINIATURE else SD15_SPEED
         kept = found.gigabytes(int(np.prod(self.subject.latent_shape)))
         return (

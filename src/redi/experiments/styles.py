@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from redi.comparison import Column, page
+from redi.experiments.bills import Cost
 from redi.experiments.laboratory import Laboratory, Pictures
 from redi.experiments.sampling import Recording, Solver
 from redi.generating import Generation, full, stylize
@@ -75,7 +76,7 @@ def run_styles(
     steps = recording.solver.steps
     contents = [_contents(laboratory, replicate) for replicate in range(scale.replicates)]
     others = runs(recording) * sum(map(len, contents))
-    tell(f"styles: at most {laboratory.bill([], recordings=[recording], others=others)}")
+    tell(f"styles: at most {laboratory.bill([], recordings=[recording], others=Cost(others, 0))}")
     plain: list[Pictures] = []
     made: dict[tuple[str, str], list[Pictures]] = {}
     for replicate, content in enumerate(contents):

@@ -53,8 +53,7 @@ def total(works: Iterable[Work], scale: Scale) -> Cost:
     ):
         found += Cost(with_more.calls - cost(some, scale).calls, 0)
     others = {name: each for one in works for name, each in one.others.items()}
-    once = reduce(add, others.values(), Cost(0, 0))
-    return found + Cost(once.calls * scale.replicates, once.latents * scale.replicates)
+    return found + reduce(add, others.values(), Cost(0, 0)) * scale.replicates
 
 
 def _samplings(works: Iterable[Work]) -> list[Sampling]:
@@ -108,9 +107,7 @@ def _figure6(name: str, scale: Scale) -> Work:
     solver = figure.recording.solver
     paths = _paths(solver, scale, [(*figure.recording.key_steps, *figure.recording.value_steps)])
     others = {**paths, name: Cost(figure6.going_on_calls(figure, scale), 0)}
-    return Work(
-        (plain(solver.name, solver.steps, **dict(solver.settings)),), recordings=(figure.recording,), others=others
-    )
+    return Work((Sampling(solver),), recordings=(figure.recording,), others=others)
 
 
 def _paths(solver: Solver, scale: Scale, several: Iterable[tuple[int, ...]]) -> dict[str, Cost]:
