@@ -20,6 +20,7 @@ from redi.experiments.defaults_section import against_fewer_steps
 from redi.experiments.laboratory import Laboratory
 from redi.experiments.other_keys import distance_at_value, run_by_similarity, run_full
 from redi.experiments.other_values import reuse_pictures
+from redi.experiments.paths import latents_after
 from redi.experiments.quality import difference, figures
 from redi.experiments.report import write_report
 from redi.experiments.runner import experiment, run_study
@@ -74,7 +75,7 @@ def test_a_sampling_that_is_there_is_not_run_again(laboratory: Laboratory, resul
     assert laboratory.cost([FULL, SHORT, JUMP]) == Cost(0, 0)
     assert laboratory.cost([FULL, SHORT, JUMP], diversity=True) == Cost(0, 0)
     assert laboratory.cost([plain("dpm", 5)]).calls == 5 * 4 * 2
-    assert laboratory.cost([plain("dpm", 5)], diversity=True).calls == 5 * (4 + 1 * 2) * 2, "one prompt, both noises"
+    assert laboratory.cost([plain("dpm", 5)], diversity=True).calls == 5 * (4 + 1) * 2, "one prompt's other noise"
     other = replace(laboratory, scale=replace(TINY, prompts=5))
     assert other.cost([FULL]).calls == 6 * 5 * 2, "another scale's samples are other samples"
 
@@ -97,6 +98,32 @@ def test_a_spacing_of_timesteps_is_what_the_solver_runs_on(
     assert set(laboratory.sample(sampling, 0).calls) == {4}
     assert seen[-1] == TIMESTEPS[name](4)
     assert sorted(seen[-1], reverse=True) == seen[-1]
+
+
+@pytest.mark.parametrize("name", TIMESTEPS)
+def test_a_base_of_a_spacing_is_jumped_through_on_its_timesteps(laboratory: Laboratory, name: str) -> None:
+    recording = Recording(Solver("dpm", 5, ((SPACING, name),)), (1, 2), (3,))
+    jump = redi(recording, 2, 3, weights="nearest")
+    assert jump.label == f"ReDi dpm-5 {name} 2->3 nearest"
+    samples = laboratory.sample(jump, 0)
+    assert samples.jumped.all()
+    assert set(samples.calls) == {4}
+    base = laboratory.base(recording, 0)
+    assert base.manifest.identity["schedule"]["timesteps"] == TIMESTEPS[name](5)
+    apart = laboratory.at_value(jump, 0)
+    (own,) = latents_after(
+        laboratory._pipeline(recording.solver), base, base.prompts(range(4)), base.noise_ids()[:4].tolist(), [3]
+    )
+    assert (own - base.values(range(4), 3)).abs().max() < 0.02, "up to the base's float16"
+    assert (apart > 0).all()
+
+
+def test_every_schedule_of_a_study_is_one_that_the_model_knows(laboratory: Laboratory) -> None:
+    for solver in {sampling.solver for study in STUDIES.values() for sampling in study.samplings}:
+        scheduler = laboratory._pipeline(solver).scheduler
+        scheduler.set_timesteps(**(solver.timesteps or {"num_inference_steps": solver.steps}))
+        timesteps = scheduler.timesteps.tolist()
+        assert 0 <= min(timesteps) < max(timesteps) <= 999, solver
 
 
 def test_replicates_have_other_prompts_noises_and_entries_and_no_twins(laboratory: Laboratory, results: Path) -> None:
@@ -236,7 +263,7 @@ def test_some_rows_are_run_again_and_the_others_kept_as_the_file_says(
     told = {row["label"]: row for row in before["rows"]}
     told[SHORT.label]["frechet"]["value"] = told[JUMP.label]["frechet"]["value"] = -1.0
     told[JUMP.label].pop("rule")
-    before["claims"][1]["verdict"] = "stale"
+    before["claims"][1]["verdict"] = before["best"][0]["verdict"] = "stale"
     (tmp_path / "tiny").mkdir()
     (tmp_path / "tiny" / "tiny.json").write_text(json.dumps(before))
     found = run_study(STUDY, laboratory, tmp_path, tell=lambda line: None, only="ReDi*")
@@ -246,7 +273,25 @@ def test_some_rows_are_run_again_and_the_others_kept_as_the_file_says(
     assert rows[JUMP.label]["frechet"]["value"] > 0, "run again"
     assert rows[JUMP.label]["rule"].startswith("LeastSquares(")
     assert [claim["verdict"] for claim in found["claims"]][1] == "no difference", "a claim on a row run again is tested"
+    assert found["best"][0]["verdict"] != "stale"
     assert json.loads(json.dumps(found)) == json.loads((tmp_path / "tiny" / "tiny.json").read_text())
+
+
+def test_what_is_known_of_the_best_is_kept_while_they_are_the_best(
+    laboratory: Laboratory, results: Path, tmp_path: Path
+) -> None:
+    before = json.loads((results / "tiny" / "tiny.json").read_text())
+    before["best"][0]["verdict"] = "stale"
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "tiny.json").write_text(json.dumps(before))
+    found = run_study(STUDY, laboratory, tmp_path, tell=lambda line: None, only=SHORT.label)
+    assert found["best"] == before["best"], "both rows were kept"
+    better = {**before, "rows": [{**row, "frechet": {**row["frechet"], "value": 1e3}} for row in before["rows"]]}
+    (row,) = (row for row in better["rows"] if row["label"] == FULL.label)
+    row["calls"] = 4.0
+    (tmp_path / "tiny" / "tiny.json").write_text(json.dumps({**better, "rows": [*better["rows"]]}))
+    found = run_study(STUDY, laboratory, tmp_path, tell=lambda line: None, only=SHORT.label)
+    assert {each["rival"] for each in found["best"] if each["measure"] == "frechet"} == {FULL.label}, "another is best"
 
 
 def test_rows_are_kept_only_of_the_same_scale_and_model_and_a_pattern_must_be_of_some(

@@ -146,12 +146,15 @@ class Laboratory:
         of their features, of all pairs."""
         path = self._file("diversity", sampling, replicate)
         if not path.exists():
-            count, asked = self.scale.noises, list(self.prompts(replicate))
-            prompts = [asked[place] for place in self.scale.diverse for _ in range(count)]
-            pictures, *_ = self._run(sampling, replicate, prompts, list(range(count)) * (len(prompts) // count))
-            features = self.subject.features(pictures)
-            features = features.reshape(-1, count, 1, features.shape[1])
-            apart = np.linalg.norm(features - features.transpose(0, 2, 1, 3), axis=3)
+            places, asked = list(self.scale.diverse), list(self.prompts(replicate))
+            own = self.sample(sampling, replicate).features[places]
+            others = [(place, noise) for place in places for noise in self.scale.other_noises(place)]
+            prompts, noise_ids = [asked[place] for place, _ in others], [noise for _, noise in others]
+            pictures, *_ = self._run(sampling, replicate, prompts, noise_ids)
+            rest = self.subject.features(pictures).reshape(len(places), -1, own.shape[1])
+            features = np.concatenate([own[:, None], rest], 1)
+            apart = np.linalg.norm(features[:, :, None] - features[:, None], axis=3)
+            count = self.scale.noises
             write_array(path, apart.sum((1, 2)) / (count * (count - 1)))
         return np.asarray(np.load(path), np.float64)
 
@@ -283,7 +286,8 @@ class Laboratory:
                 counted = 0
                 pictures += pipe(
                     prompts[batch],
-                    **sampling.solver.schedule,
+                    num_inference_steps=sampling.solver.steps,
+                    **sampling.solver.timesteps,
                     guidance_scale=self.subject.guidance,
                     latents=starts(pipe, noises, noise_ids[batch]),
                 ).images
@@ -334,6 +338,7 @@ class Laboratory:
             batch_size=self.batch_size,
             guidance_scale=self.subject.guidance,
             model_id=self.subject.model,
+            **recording.solver.timesteps,
         )
 
     def _pipeline(self, solver: Solver) -> Any:
@@ -348,7 +353,7 @@ class Laboratory:
         return embedded(pipe, base.prompts(range(len(base)))), embedded(pipe, list(self.prompts(replicate)))
 
     def noise_ids(self, count: int) -> list[int]:
-        return [place % self.scale.noises for place in range(count)]
+        return [self.scale.noise_of(place) for place in range(count)]
 
     def _noise_seeds(self, replicate: int) -> list[int]:
         return [replicate * self.scale.noises + place for place in range(self.scale.noises)]

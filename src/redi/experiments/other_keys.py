@@ -18,7 +18,7 @@ from redi.enabling import prepare
 from redi.engine import Jump as EngineJump
 from redi.engine import StopTrajectory, run
 from redi.errors import InputError
-from redi.experiments.paths import latents_after, starts
+from redi.experiments.paths import as_built, latents_after, starts
 from redi.experiments.sampling import Jump
 from redi.jumping import JumpPolicy, NoiseWatch
 from redi.knowledge_base import KnowledgeBase
@@ -166,8 +166,7 @@ def distance_at_value(
 def _call(pipe: Any, base: KnowledgeBase, prompts: Sequence[str], noise_ids: Sequence[int]) -> Any:
     return pipe(
         list(prompts),
-        num_inference_steps=base.plan.num_inference_steps,
-        guidance_scale=base.manifest.identity["call"]["guidance_scale"],
+        **as_built(base),
         latents=starts(pipe, base.noise_bank, noise_ids),
     )
 

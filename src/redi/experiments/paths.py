@@ -34,6 +34,12 @@ def starts(pipe: Any, bank: NoiseBank, noise_ids: Sequence[int]) -> Tensor:
     return bank.latents[list(noise_ids)].to(pipe.device, pipe.dtype)
 
 
+def as_built(base: KnowledgeBase) -> dict[str, Any]:
+    """Return the arguments of a call, besides the prompts, that a base of pictures was built with."""
+    call = base.manifest.identity["call"]
+    return {name: call[name] for name in ("num_inference_steps", "timesteps", "guidance_scale") if name in call}
+
+
 def latents_after(
     pipe: Any,
     base: KnowledgeBase,
@@ -61,8 +67,7 @@ def latents_after(
             with quiet(pipe), run(pipe, policy):
                 pipe(
                     list(prompts[part]),
-                    num_inference_steps=base.plan.num_inference_steps,
-                    guidance_scale=base.manifest.identity["call"]["guidance_scale"],
+                    **as_built(base),
                     latents=starts(pipe, base.noise_bank, noise_ids[part]),
                     output_type="latent",
                 )

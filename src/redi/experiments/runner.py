@@ -97,6 +97,7 @@ def run_study(
         for told in earlier["claims"]
         if {told["ours"], told["rival"]} <= kept.keys()
     }
+    known = [told for told in earlier["best"] if {told["ours"], told["rival"]} <= kept.keys()]
     result = {
         "study": study.name,
         "kind": "comparison",
@@ -112,7 +113,7 @@ def run_study(
             untouched.get((claim.ours, claim.rival, claim.measure)) or _verdict(claim, study, full, laboratory)
             for claim in study.claims
         ],
-        "best": _best(study, rows, full, laboratory, tell) if study.plot else [],
+        "best": _best(study, rows, full, laboratory, tell, known) if study.plot else [],
         "paper": dict(study.paper),
         "remark": study.remark,
         "plot": study.plot,
@@ -132,7 +133,7 @@ def _earlier(study: Study, laboratory: Laboratory, file: Path, only: str) -> dic
             f"rows {only!r} of {study.name}", expected=f"a pattern of its labels, such as {study.samplings[-1].label!r}"
         )
     if only == "*" or not file.exists():
-        return {"rows": [], "claims": []}
+        return {"rows": [], "claims": [], "best": []}
     found: dict[str, Any] = json.loads(file.read_text())
     told = found["scale"], subject_of(found)
     ours = asdict(laboratory.scale), laboratory.subject.told()
@@ -178,19 +179,33 @@ def _verdict(claim: Claim, study: Study, full: list[Samples], laboratory: Labora
 
 
 def _best(
-    study: Study, rows: list[dict[str, Any]], full: list[Samples], laboratory: Laboratory, tell: Callable[[str], None]
+    study: Study,
+    rows: list[dict[str, Any]],
+    full: list[Samples],
+    laboratory: Laboratory,
+    tell: Callable[[str], None],
+    known: list[dict[str, Any]],
 ) -> list[dict[str, Any]]:
     """Return how the best jump differs from the best solver alone, at each number of calls and in each measure; and how
-    that solver differs from the run in full, which says what room a jump has."""
+    that solver differs from the run in full, which says what room a jump has. What is known already is kept."""
+    told = {(each["calls"], each["ours"], each["rival"], each["measure"]): each for each in known}
     claims = []
     for calls, measure in itertools.product(COMPARED_CALLS, _TOLD):
         ours, alone = (best(rows, measure, calls, jumps=jumps) for jumps in (True, False))
         if ours and alone:
             claims.append((calls, Claim(ours["label"], alone["label"], measure)))
-    compared = {label for _, claim in claims for label in (claim.ours, claim.rival)}
+    compared = {
+        label
+        for calls, claim in claims
+        if (calls, claim.ours, claim.rival, claim.measure) not in told
+        for label in (claim.ours, claim.rival)
+    }
     tell(f"the best: {laboratory.bill([each for each in study.samplings if each.label in compared])}")
     found = []
     for calls, claim in claims:
+        if kept := told.get((calls, claim.ours, claim.rival, claim.measure)):
+            found.append(kept)
+            continue
         alone = _verdict(Claim(claim.rival, study.full.label, claim.measure), study, full, laboratory)
         room = {"difference": alone["difference"], "verdict": alone["verdict"]}
         found.append({"calls": calls, **_verdict(claim, study, full, laboratory), "rival_against_full": room})

@@ -32,10 +32,10 @@ class Solver:
     settings: tuple[tuple[str, Any], ...] = ()
 
     @property
-    def schedule(self) -> dict[str, Any]:
-        """How a pipeline is asked for the steps: their number, or the timesteps."""
+    def timesteps(self) -> dict[str, Any]:
+        """What a pipeline is told besides the number of steps, where the spacing is not the scheduler's own."""
         spacing = dict(self.settings).get(SPACING)
-        return {"timesteps": TIMESTEPS[spacing](self.steps)} if spacing else {"num_inference_steps": self.steps}
+        return {"timesteps": TIMESTEPS[spacing](self.steps)} if spacing else {}
 
     @property
     def config(self) -> dict[str, Any]:
@@ -164,8 +164,16 @@ class Scale:
 
     @property
     def spread(self) -> int:
-        """Pictures of a replicate that are made for that."""
-        return len(self.diverse) * self.noises
+        """Pictures of a replicate that are made for that, besides those that a sampling makes of every prompt."""
+        return len(self.diverse) * (self.noises - 1)
+
+    def noise_of(self, place: int) -> int:
+        """Return where the prompt at a place starts, of the replicate's noises."""
+        return place % self.noises
+
+    def other_noises(self, place: int) -> list[int]:
+        """Return the noises that it does not start from."""
+        return [noise for noise in range(self.noises) if noise != self.noise_of(place)]
 
     @property
     def resamples(self) -> int:
@@ -175,6 +183,7 @@ class Scale:
 
 TOY = Scale("toy", prompts=12, entries=32, noises=2, replicates=1, reference=200)
 _TOYS: Mapping[str, Scale] = {
+    "table1": replace(TOY, prompts=4, noises=1),
     "rivals": replace(TOY, prompts=4, entries=16, noises=1),
     "bound": replace(TOY, prompts=4),
     "gate": replace(TOY, prompts=2 * LEAST_PROMPTS),
