@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from redi.errors import UnsupportedError
 from redi.experiments.estimates import DEFAULT, run_estimates
-from redi.experiments.estimators import ESTIMATORS, mean_of_noise
+from redi.experiments.estimators import ESTIMATORS, Softmax, mean_of_noise
 from redi.experiments.laboratory import Laboratory
+from redi.experiments.predictions import last_prediction
 from redi.experiments.report import write_report
 from redi.experiments.sampling import Recording, Scale, Solver
 from redi.experiments.wider_estimators import WIDER, Seen, kriging
+from redi.pipelines import MINIATURE, load_pipeline
 
 TINY = Scale("tiny", prompts=4, entries=12, noises=2, replicates=1, reference=40)
 SMOOTH = [name for name in ESTIMATORS if "kriging" in name or "regression" in name or "ridge" in name]
@@ -60,10 +63,44 @@ def test_what_is_left_of_the_step_before_is_carried_by_a_scale_of_its_own() -> N
     values = 0.5 * keys - 2.0 * before  # of white noise the weights tell nothing
     texts = torch.zeros(200, 1)
     one, two = (
-        kriging(Seen(keys, before, texts), Seen(queries, earlier, texts[:5]), values, lags=lags) for lags in (1, 2)
+        kriging(Seen(keys, before, texts), Seen(queries, earlier, texts[:5]), values, carried=carried)
+        for carried in (("keys",), ("keys", "before"))
     )
     truth = 0.5 * queries - 2.0 * earlier
     assert (two - truth).norm() < 0.01 * truth.norm() < (one - truth).norm()
+
+
+def test_softmax_weighs_neighbours_by_their_distance() -> None:
+    keys = torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.0, -2.0]])
+    made = Softmax().combine(torch.zeros(2), keys, torch.tensor([[1.0], [2.0], [4.0]]))
+    parts = torch.tensor([-0.5, -2.0, -2.0], dtype=torch.float64).exp()
+    torch.testing.assert_close(made.weights, parts / parts.sum())
+    assert float(made.values) == pytest.approx(float((parts * torch.tensor([1.0, 2.0, 4.0])).sum() / parts.sum()))
+    own = Softmax().combine(keys[0], keys, torch.tensor([[1.0], [2.0], [4.0]]))
+    assert float(own.values) == pytest.approx(1)
+    assert own.residual == pytest.approx(0)
+
+
+@pytest.mark.parametrize("name", ["dpm", "unipc", "deis", "pndm", "ddim"])
+def test_the_last_prediction_is_found_from_the_latents_alone(name: str) -> None:
+    pipe = load_pipeline(MINIATURE, scheduler=name, device="cpu")
+    scheduler, seen, clean = pipe.scheduler, [], []
+    scheduler.set_timesteps(8)
+    draw = torch.Generator().manual_seed(5)
+    at = scheduler.init_noise_sigma * torch.randn(2, 4, 16, 16, generator=draw, dtype=torch.float64)
+    steps = 3
+    for timestep in scheduler.timesteps[: steps + (name == "pndm")]:
+        seen.append(at)
+        noise = torch.randn(at.shape, generator=draw, dtype=torch.float64)
+        alpha = scheduler.alphas_cumprod[int(timestep)].double()
+        scaled = scheduler.scale_model_input(at, timestep)
+        clean.append((scaled - (1 - alpha).sqrt() * noise) / alpha.sqrt())
+        at = scheduler.step(noise, timestep, at).prev_sample
+    if name in ("pndm", "ddim"):
+        with pytest.raises(UnsupportedError, match="one call a step"):
+            last_prediction(scheduler, 8, [*seen, at])
+        return
+    torch.testing.assert_close(last_prediction(scheduler, 8, [*seen, at]), clean[-1], rtol=1e-4, atol=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +119,10 @@ def test_errors_are_told_in_units_of_the_noises_mean_and_against_the_default(res
     assert by_name[DEFAULT, 2]["against_default"] == {"value": 0, "low": 0, "high": 0}
     assert by_name[DEFAULT, 2]["error"]["value"] < 1
     assert any("ahead" in name for name, key_step in by_name if key_step == 2)
+    (predicted,) = {name for name, _ in by_name if "predictions of x_0" in name}
+    after_one, after_two = (by_name[predicted, step]["against_default"] for step in (1, 2))
+    assert after_one["value"] == pytest.approx(0, abs=2e-3), "after one step of one noise x_0 is a multiple of the key"
+    assert abs(after_two["value"]) > 2e-3
 
 
 def test_pictures_are_made_of_what_is_nearer_than_the_default(results: Path) -> None:

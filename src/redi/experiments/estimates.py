@@ -15,12 +15,14 @@ from torch import Tensor
 from redi.experiments.bills import Cost, after
 from redi.experiments.estimators import ESTIMATORS, Estimator
 from redi.experiments.laboratory import Laboratory
+from redi.experiments.predictions import last_prediction
 from redi.experiments.quality import difference, figures
 from redi.experiments.sample_files import Samples
 from redi.experiments.sampling import Recording, Sampling, redi
 from redi.experiments.studies import SHORT
 from redi.experiments.wider_estimators import WIDER, Seen
 from redi.identity import library_versions
+from redi.knowledge_base import KnowledgeBase
 from redi.metrics import mean_interval
 from redi.results import write_json
 
@@ -30,6 +32,7 @@ _POOLED = "one kriging for all noises (entries minus their noise's mean)"
 _MOST_PICTURES = 6
 _COMPARED = ("frechet", "faithfulness", "closeness")
 _AHEAD = "kriging, H=64, keys one step ahead"
+_PREDICTED = "kriging, H=64, predictions of x_0 for keys"
 
 
 def run_estimates(
@@ -50,7 +53,7 @@ def run_estimates(
     """
     scale = laboratory.scale
     values = _values(recording)
-    calls = sum(after(recording.solver, max(steps)) for steps in paths(recording)) + pictures_calls(recording)
+    calls = after(recording.solver, max(path(recording))) + pictures_calls(recording)
     alone = Sampling(recording.solver)
     others = Cost(calls * scale.prompts, 0) * scale.replicates
     tell(f"estimates: at most {laboratory.bill([alone], recordings=[recording], others=others)}")
@@ -136,18 +139,14 @@ def _values(recording: Recording) -> tuple[int, ...]:
     return recording.value_steps[len(recording.value_steps) // 2 :: 2]
 
 
-def paths(recording: Recording) -> list[tuple[int, ...]]:
-    """Return the steps of each run of all prompts that the study takes."""
-    return [_steps(key, value) for key in recording.key_steps for value in _values(recording)]
+def path(recording: Recording) -> tuple[int, ...]:
+    """Return the steps whose latents the study takes of all prompts."""
+    return tuple(sorted({*range(1, max(recording.key_steps) + 1), *_values(recording)}))
 
 
 def pictures_calls(recording: Recording) -> int:
     """Return at most how many calls pictures of the best estimates take, for one prompt."""
     return (1 + _MOST_PICTURES) * (1 + recording.solver.steps - _values(recording)[0])
-
-
-def _steps(key_step: int, value_step: int) -> tuple[int, ...]:
-    return tuple(sorted({key_step - 1, key_step, value_step} - {0}))
 
 
 def _estimated(
@@ -159,37 +158,66 @@ def _estimated(
     texts: tuple[Tensor, Tensor],
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Return each estimator's x_v (n, d), and the query's own; ``texts`` of entries and of queries."""
-    steps = _steps(key_step, value_step)
-    reached = dict(zip(steps, laboratory.latents(recording, replicate, steps), strict=True))
+    steps = path(recording)
+    reached = {
+        step: each.flatten(1) for step, each in zip(steps, laboratory.latents(recording, replicate, steps), strict=True)
+    }
     base = laboratory.base(recording, replicate)
     of_entry = torch.from_numpy(base.noise_ids())
     of_query = torch.tensor(laboratory.noise_ids(len(reached[value_step])))
-    truth = reached[value_step].flatten(1)
-    found: dict[str, Tensor] = {name: torch.empty_like(truth) for name in (*ESTIMATORS, _POOLED, *WIDER)}
-    ahead = key_step - 1 in recording.key_steps
-    if ahead:
-        found[_AHEAD] = torch.empty_like(truth)
+    truth = reached[value_step]
     every = {step: base.keys(range(len(base)), step).flatten(1) for step in recording.key_steps}
     values = base.values(range(len(base)), value_step).flatten(1)
+    default: Estimator = ESTIMATORS[DEFAULT]
     center, middle = (_noise_means(each, of_entry) for each in (every[key_step], values))
-    pooled = ESTIMATORS[DEFAULT](
-        reached[key_step].flatten(1) - center[of_query], every[key_step] - center[of_entry], values - middle[of_entry]
+    pooled = default(
+        reached[key_step] - center[of_query], every[key_step] - center[of_entry], values - middle[of_entry]
     )
-    found[_POOLED] = pooled + middle[of_query]
+    found = {_POOLED: pooled + middle[of_query]}
+    others = _other_keys(laboratory.scheduler(recording.solver), base, every, reached, key_step, of_query)
     for noise_id in sorted(set(of_query.tolist())):
         rows, asked = of_entry == noise_id, of_query == noise_id
-        keys, queries = every[key_step][rows], reached[key_step].flatten(1)[asked]
-        for name, estimator in ESTIMATORS.items():
-            found[name][asked] = estimator(queries, keys, values[rows])
-        before = every[key_step - 1][rows] if ahead else None
-        earlier = reached[key_step - 1].flatten(1)[asked] if ahead else None
-        entries, seen = Seen(keys, before, texts[0][rows]), Seen(queries, earlier, texts[1][asked])
-        for name, wider in WIDER.items():
-            found[name][asked] = wider(entries, seen, values[rows])
-        if before is not None and earlier is not None:
-            default: Estimator = ESTIMATORS[DEFAULT]
-            found[_AHEAD][asked] = default(2 * queries - earlier, 2 * keys - before, values[rows])
+        keys, queries = every[key_step][rows], reached[key_step][asked]
+        made = {name: estimator(queries, keys, values[rows]) for name, estimator in ESTIMATORS.items()}
+        entries, seen = (
+            Seen(
+                of[key_step][some], _at(of, key_step - 1, some), text[some], _at(of, 1, some) if key_step > 1 else None
+            )
+            for of, some, text in ((every, rows, texts[0]), (reached, asked, texts[1]))
+        )
+        made |= {name: wider(entries, seen, values[rows]) for name, wider in WIDER.items()}
+        made |= {name: default(ours[asked], theirs[rows], values[rows]) for name, (theirs, ours) in others.items()}
+        for name, each in made.items():
+            found.setdefault(name, torch.empty_like(truth))[asked] = each
     return found, truth
+
+
+def _at(latents: Mapping[int, Tensor], step: int, some: Tensor) -> Tensor | None:
+    return latents[step][some] if step in latents else None
+
+
+def _other_keys(
+    scheduler: Any,
+    base: KnowledgeBase,
+    every: Mapping[int, Tensor],
+    reached: Mapping[int, Tensor],
+    key_step: int,
+    of_query: Tensor,
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return keys of entries and of queries that are made of more steps than one, where the base has these."""
+    found = {}
+    if key_step - 1 in every:
+        theirs, ours = (2 * of[key_step] - of[key_step - 1] for of in (every, reached))
+        found[_AHEAD] = theirs, ours
+    steps = range(1, key_step + 1)
+    if every.keys() >= set(steps):
+        start, count = (base.noise_bank.latents * scheduler.init_noise_sigma).flatten(1), base.plan.num_inference_steps
+        theirs, ours = (
+            last_prediction(scheduler, count, [start[noises], *(of[step] for step in steps)]).float()
+            for of, noises in ((every, torch.from_numpy(base.noise_ids())), (reached, of_query))
+        )
+        found[_PREDICTED] = theirs, ours
+    return found
 
 
 def _noise_means(latents: Tensor, of_entry: Tensor) -> Tensor:

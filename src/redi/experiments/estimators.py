@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from redi.retrieval.weights import Affine, Combiner, Kriging, LeastSquares, Nearest
+from redi.retrieval.weights import Affine, Combination, Combiner, Kriging, LeastSquares, Nearest
 
 
 class Estimator(Protocol):
@@ -48,16 +48,27 @@ class Combined:
         return torch.stack(found)
 
 
+@dataclass(frozen=True)
+class Softmax:
+    """Weighs neighbours by ``exp(-distance^2 / (2 s^2))``, ``s`` the distance to the nearest, to a sum of one."""
+
+    default_neighbors: int = 16
+
+    def combine(self, query: Tensor, keys: Tensor, values: Tensor) -> Combination:
+        """See :meth:`redi.retrieval.weights.Combiner.combine`."""
+        distances = (keys - query).double().flatten(1).norm(dim=1)
+        weights = torch.softmax(-0.5 * (distances / distances.min().clamp_min(1e-9)).square(), dim=0)
+        left, scale = (
+            float((query.double() - torch.tensordot(each, keys.double(), dims=1)).norm())
+            for each in (weights, torch.full_like(weights, 1 / len(keys)))
+        )
+        mixed = torch.tensordot(weights, values.double(), dims=1).float()
+        return Combination(weights.cpu(), mixed, residual=left / scale if scale else 0.0, condition_number=1.0)
+
+
 def mean_of_noise(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Estimate the same for every query: what the noise alone says. The unit that errors are told in."""
     return values.mean(0).expand(len(queries), -1)
-
-
-def softmax(queries: Tensor, keys: Tensor, values: Tensor, *, neighbors: int = 16) -> Tensor:
-    """Weigh the nearest entries by exp(-distance^2 / (2 s^2)), s the distance to the nearest."""
-    distances, nearest = torch.cdist(queries, keys).topk(min(neighbors, len(keys)), largest=False)
-    weights = torch.softmax(-0.5 * (distances / distances[:, :1]).square(), dim=1)
-    return torch.einsum("mh,mhe->me", weights, values[nearest])
 
 
 def ridge_weights(queries: Tensor, keys: Tensor, values: Tensor, *, neighbors: int = 16, share: float = 0.01) -> Tensor:
@@ -162,7 +173,7 @@ ESTIMATORS: Mapping[str, Estimator] = {
     "least squares, H=16": _library(LeastSquares(), 16),
     "least squares H=2, residual carried": residual_carried,
     "affine, H=4": _library(Affine(), 4),
-    "softmax of distance, H=16": softmax,
+    "softmax of distance, H=16": _library(Softmax()),
     "ridge weights, H=16": ridge_weights,
     "ridge weights, H=64": partial(ridge_weights, neighbors=64),
     "kriging, H=64": _DEFAULT,

@@ -341,6 +341,10 @@ class Laboratory:
             **recording.solver.timesteps,
         )
 
+    def scheduler(self, solver: Solver) -> Any:
+        """Return the scheduler that the solver's runs have."""
+        return self._pipeline(solver).scheduler
+
     def _pipeline(self, solver: Solver) -> Any:
         pipe = self.subject.pipeline(solver.name, self.device)
         if solver.config:

@@ -10,6 +10,7 @@ from typing import Any
 
 from redi.calibration import LEAST_PROMPTS
 from redi.experiments.spacings import TIMESTEPS
+from redi.retrieval.weights import Combiner
 
 _SPACINGS = {"use_karras_sigmas": "karras", "use_lu_lambdas": "log-SNR"}
 SPACING = "spacing"
@@ -73,7 +74,7 @@ class Jump:
         key_step: Completed steps before the jump.
         value_step: Completed steps to go on from.
         neighbors: H; None is what the weights like.
-        weights: As of :func:`redi.enable`.
+        weights: As of :func:`redi.enable`: a name, or a rule of our own, whose class is its name.
         quantile: The gate, as of :func:`redi.enable`; None lets every picture jump, as in the paper.
         key: What neighbours are found by: "trajectory" (x_k), "text" (the prompt's embedding) or "random". Those two
             need no step before the jump: ``key_step`` may be 0.
@@ -88,7 +89,7 @@ class Jump:
     key_step: int
     value_step: int
     neighbors: int | None = None
-    weights: str = "least-squares"
+    weights: str | Combiner = "least-squares"
     quantile: float | None = None
     key: str = "trajectory"
     value: str = "trajectory"
@@ -117,7 +118,8 @@ class Sampling:
             return f"{solver} neighbour's picture after {jump.key_step}, {done}{_KEYS[jump.key]}"
         count = f" H={jump.neighbors}" if jump.neighbors else ""
         kept = "" if jump.recording.values == "float16" else f", {jump.recording.values} values"
-        return f"ReDi {solver} {jump.key_step}->{jump.value_step} {jump.weights}{count}{_KEYS[jump.key]}{kept}"
+        rule = jump.weights if isinstance(jump.weights, str) else type(jump.weights).__name__.lower()
+        return f"ReDi {solver} {jump.key_step}->{jump.value_step} {rule}{count}{_KEYS[jump.key]}{kept}"
 
 
 def settings_told(settings: Iterable[tuple[str, Any]]) -> str:

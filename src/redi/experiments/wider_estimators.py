@@ -26,21 +26,26 @@ class Seen:
         keys: (n, d) float32, after the key step.
         before: (n, d), one step before; None at the first.
         texts: (n, e), embeddings of the prompts.
+        first: (n, d), after the first step, where runs of one noise differ by a multiple of what their first calls'
+            predictions differ by; None at the first.
     """
 
     keys: Tensor
     before: Tensor | None
     texts: Tensor
+    first: Tensor | None = None
 
 
-def kriging(entries: Seen, queries: Seen, values: Tensor, *, lags: int = 1, text: float | None = None) -> Tensor:
+def kriging(
+    entries: Seen, queries: Seen, values: Tensor, *, carried: tuple[str, ...] = ("keys",), text: float | None = None
+) -> Tensor:
     """Estimate the values (m, d) of queries.
 
     Args:
         entries: Of the noise (n).
         queries: From the same noise (m).
         values: (n, d) float32.
-        lags: 2 carries what is left of the step before too, with a scale of its own.
+        carried: What is left of these is carried, each with a scale of its own; what is not known is not.
         text: Bandwidth of a kernel over texts that the keys' kernel is multiplied by, in median distances; None: none.
     """
     between, towards = _kernels(entries.keys, queries.keys)
@@ -50,7 +55,7 @@ def kriging(entries: Seen, queries: Seen, values: Tensor, *, lags: int = 1, text
         alike = [torch.exp(-each / (2 * scale**2)) for each in squared]
         between, towards = between * alike[0], towards * alike[1]
     weights, left = _solved(between, towards)
-    pairs = [(entries.keys, queries.keys), (entries.before, queries.before)][:lags]
+    pairs = [(getattr(entries, name), getattr(queries, name)) for name in carried]
     known = [(one.double(), other.double()) for one, other in pairs if one is not None and other is not None]
     return _carried(weights, left, known, values.double()).float()
 
@@ -131,7 +136,8 @@ def _carried(weights: Tensor, left: Tensor, pairs: Sequence[tuple[Tensor, Tensor
 
 
 WIDER: Mapping[str, Callable[[Seen, Seen, Tensor], Tensor]] = {
-    "kriging, all entries, the step before carried too": partial(kriging, lags=2),
+    "kriging, all entries, the step before carried too": partial(kriging, carried=("keys", "before")),
+    "kriging, all entries, the first calls' difference carried too": partial(kriging, carried=("keys", "first")),
     "kriging, all entries, prompts in the kernel": partial(kriging, text=2.0),
     "kriging, all entries, block by block": in_blocks,
 }

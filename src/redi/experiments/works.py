@@ -74,7 +74,7 @@ def _study(study: Study, scale: Scale) -> Work:
 
 def _estimates(scale: Scale) -> Work:
     pictures = Cost(estimates.pictures_calls(SHORT) * scale.prompts, 0)
-    paths = _paths(SHORT.solver, scale, estimates.paths(SHORT))
+    paths = _paths(SHORT.solver, scale, [estimates.path(SHORT)])
     return Work((plain("dpm", 10),), recordings=(SHORT,), others={**paths, "estimates": pictures})
 
 
