@@ -10,7 +10,7 @@ import torch
 
 from redi.errors import UnsupportedError
 from redi.experiments.estimates import DEFAULT, run_estimates
-from redi.experiments.estimators import ESTIMATORS, Softmax, mean_of_noise
+from redi.experiments.estimators import ESTIMATORS, NO_NEIGHBOURS, Softmax, mean_of_noise, no_neighbours
 from redi.experiments.laboratory import Laboratory
 from redi.experiments.predictions import last_prediction
 from redi.experiments.report import write_report
@@ -70,6 +70,12 @@ def test_what_is_left_of_the_step_before_is_carried_by_a_scale_of_its_own() -> N
     assert (two - truth).norm() < 0.01 * truth.norm() < (one - truth).norm()
 
 
+def test_without_neighbours_the_keys_offset_is_scaled_as_entries_show() -> None:
+    keys, queries = torch.randn(50, 8), torch.randn(3, 8)
+    values = 5 + 0.5 * (keys - keys.mean(0))
+    torch.testing.assert_close(no_neighbours(queries, keys, values), 5 + 0.5 * (queries - keys.mean(0)))
+
+
 def test_softmax_weighs_neighbours_by_their_distance() -> None:
     keys = torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.0, -2.0]])
     made = Softmax().combine(torch.zeros(2), keys, torch.tensor([[1.0], [2.0], [4.0]]))
@@ -127,8 +133,8 @@ def test_errors_are_told_in_units_of_the_noises_mean_and_against_the_default(res
 
 def test_pictures_are_made_of_what_is_nearer_than_the_default(results: Path) -> None:
     found = json.loads((results / "tiny" / "estimates.json").read_text())
-    default, *others = found["pictures"]
-    assert default["estimator"] == DEFAULT
+    default, alone, *others = found["pictures"]
+    assert (default["estimator"], alone["estimator"]) == (DEFAULT, NO_NEIGHBOURS)
     assert all(each == {"value": 0, "low": 0, "high": 0} for each in default["against_default"].values())
     for row in others:
         apart = [each["against_default"] for each in found["rows"] if each["estimator"] == row["estimator"]]

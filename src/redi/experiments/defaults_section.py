@@ -7,6 +7,7 @@ from inspect import signature
 from typing import Any
 
 from redi.building.runner import build
+from redi.experiments.estimators import NO_NEIGHBOURS
 from redi.experiments.sampling import Recording, Solver, redi
 from redi.experiments.studies import DPM, PNDM, SHORT, SHORT_TRAILING
 from redi.plan import DEFAULT_PLAN
@@ -53,10 +54,13 @@ def _weights(results: Results) -> str:
 def _neighbors(results: Results) -> str:
     errors: dict[str, list[float]] = {}
     for row in results["estimates"]["rows"]:
-        if row["estimator"].startswith("kriging, ") and row["estimator"].count(",") == 1:
-            errors.setdefault(row["estimator"].removeprefix("kriging, "), []).append(row["error"]["value"])
+        name = row["estimator"]
+        if name == NO_NEIGHBOURS or (name.startswith("kriging, ") and name.count(",") == 1):
+            errors.setdefault(name.removeprefix("kriging, "), []).append(row["error"]["value"])
     told = "; ".join(f"{name} {sum(found) / len(found):.3f}" for name, found in errors.items())
-    apart = [row["against_default"] for row in results["estimates"]["pictures"][1:]]
+    apart = [
+        row["against_default"] for row in results["estimates"]["pictures"][1:] if row["estimator"] != NO_NEIGHBOURS
+    ]
     better = {name: sum(each[name]["high"] < 0 for each in apart) for name in ("frechet", "closeness")}
     faithful = sum(each["faithfulness"]["low"] > 0 for each in apart)
     return (

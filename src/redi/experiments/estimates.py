@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from redi.experiments.bills import Cost, after
-from redi.experiments.estimators import ESTIMATORS, Estimator
+from redi.experiments.estimators import ESTIMATORS, NO_NEIGHBOURS, Estimator
 from redi.experiments.laboratory import Laboratory
 from redi.experiments.predictions import last_prediction
 from redi.experiments.quality import difference, figures
@@ -95,7 +95,8 @@ def run_estimates(
 
 
 def _promising(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the default and what is nearer than it at most of its places and farther at none, the nearest few."""
+    """Return the default, what needs no neighbours, and what is nearer than the default at most places and farther at
+    none, the nearest few."""
     apart: dict[str, list[Mapping[str, float]]] = {}
     for row in rows:
         apart.setdefault(row["estimator"], []).append(row["against_default"])
@@ -105,7 +106,7 @@ def _promising(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         if sum(e["high"] < 0 for e in each) > len(each) / 2 and not any(e["low"] > 0 for e in each)
     ]
     mean = {name: np.mean([row["error"]["value"] for row in rows if row["estimator"] == name]) for name in nearer}
-    return [DEFAULT, *sorted(nearer, key=mean.__getitem__)[:_MOST_PICTURES]]
+    return list(dict.fromkeys([DEFAULT, NO_NEIGHBOURS, *sorted(nearer, key=mean.__getitem__)[:_MOST_PICTURES]]))
 
 
 def _pictures(
@@ -146,7 +147,7 @@ def path(recording: Recording) -> tuple[int, ...]:
 
 def pictures_calls(recording: Recording) -> int:
     """Return at most how many calls pictures of the best estimates take, for one prompt."""
-    return (1 + _MOST_PICTURES) * (1 + recording.solver.steps - _values(recording)[0])
+    return (2 + _MOST_PICTURES) * (1 + recording.solver.steps - _values(recording)[0])
 
 
 def _estimated(

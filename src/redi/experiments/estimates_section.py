@@ -35,8 +35,8 @@ def estimates_section(result: Mapping[str, Any], images: Path) -> str:
         "",
         said,
         "",
-        f"Pictures from key {key} and v={value} of the default and of what is nearer at most of these places and "
-        "farther at none;",
+        f"Pictures from key {key} and v={value} of the default, of what needs no neighbours, and of what is nearer",
+        "than the default at most of these places and farther at none;",
         f"in brackets, by how much they are above those of *{default}*, on the same prompts.",
         "",
         "| estimator | Frechet | faithful | from full |",

@@ -71,6 +71,17 @@ def mean_of_noise(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     return values.mean(0).expand(len(queries), -1)
 
 
+def no_neighbours(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Estimate the noise's mean value and the key's offset from its mean key, by one scale that all entries fit.
+
+    What retrieval must beat: it needs a few entries of a noise, and no search.
+    """
+    center, middle = keys.mean(0), values.mean(0)
+    offsets = keys - center
+    scale = float((offsets * (values - middle)).sum() / offsets.square().sum().clamp_min(1e-12))
+    return middle + scale * (queries - center)
+
+
 def ridge_weights(queries: Tensor, keys: Tensor, values: Tensor, *, neighbors: int = 16, share: float = 0.01) -> Tensor:
     """The paper's least squares over more neighbours, kept small: a ridge of ``share`` of the keys' mean square."""
     found = []
@@ -163,9 +174,11 @@ def _library(rule: Combiner, neighbors: int | None = None) -> Estimator:
 
 
 _DEFAULT = _library(Kriging())
+NO_NEIGHBOURS = "no neighbours: the mean, and the key's offset scaled"
 
 ESTIMATORS: Mapping[str, Estimator] = {
     "mean of the noise's values": mean_of_noise,
+    NO_NEIGHBOURS: no_neighbours,
     "nearest": _library(Nearest()),
     "least squares, H=1": _library(LeastSquares(), 1),
     "least squares, H=2": _library(LeastSquares(), 2),
