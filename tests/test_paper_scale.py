@@ -173,11 +173,12 @@ def test_a_study_runs_on_it_as_on_the_miniature(laboratory: Laboratory, tmp_path
     assert again[0].startswith("tiny: 0 network calls"), "everything is kept"
 
 
+@pytest.mark.parametrize(("most", "count"), [("_PART", 3), ("_PART_CALLS", 3 * FULL.solver.steps)])
 def test_every_part_of_a_sampling_is_kept_as_it_is_done(
-    laboratory: Laboratory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    laboratory: Laboratory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: str, count: int
 ) -> None:
     whole = laboratory.sample(FULL, 0)
-    monkeypatch.setattr("redi.experiments.laboratory._PART", 3)
+    monkeypatch.setattr(f"redi.experiments.laboratory.{most}", count)
     other = Laboratory(tmp_path, TINY, "cpu", batch_size=3, subject=laboratory.subject)
     run, runs = Laboratory._run, []
 

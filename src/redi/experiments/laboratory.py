@@ -21,7 +21,7 @@ from tqdm import tqdm
 import redi
 from redi.attachment import quiet
 from redi.errors import InputError
-from redi.experiments.bills import MINIATURE_SPEED, SD15_SPEED, Cost, cost
+from redi.experiments.bills import MINIATURE_SPEED, SD15_SPEED, Cost, calls_of, cost
 from redi.experiments.divergence import Divergence, measure
 from redi.experiments.other_keys import distance_at_value, embedded, estimates, run_by_similarity, run_to
 from redi.experiments.other_values import reuse_pictures
@@ -40,8 +40,8 @@ from redi.retrieval.weights import LeastSquares, combiner
 _KEPT = {"samples": "samples.npz", "diversity": "diversity.npy", "at_value": "at_value.npy"}
 """The file of a sampling that is there when it is whole."""
 _NOTHING = Cost(0, 0)
-_PART = 512
-"""Prompts that are run between two files: what an interruption costs at most."""
+_PART, _PART_CALLS = 512, 30_000
+"""Prompts that are run between two files, and calls, if one batch takes no more: what an interruption costs at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,10 +79,11 @@ class Laboratory:
         if not path.exists():
             asked = self.prompts(replicate)
             noise_ids, made = self.noise_ids(len(asked)), []
-            for start in range(0, len(asked), _PART):
-                part = slice(start, start + _PART)
+            batches = max(1, min(_PART, _PART_CALLS // calls_of(sampling)) // self.batch_size)
+            for start in range(0, len(asked), batches * self.batch_size):
+                part = slice(start, start + batches * self.batch_size)
                 some = dict(list(asked.items())[part])
-                of_part = path.with_name(f"part-{start}.npz")
+                of_part = path.with_name(f"part-{start}-{len(some)}.npz")
                 if not of_part.exists():
                     self._looked_at(some, *self._run(sampling, replicate, list(some), noise_ids[part])).write(of_part)
                 made.append(read_samples(of_part))
