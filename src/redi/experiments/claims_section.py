@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from redi.experiments.defaults_section import listed
+from redi.experiments.estimators import NO_NEIGHBOURS
 from redi.experiments.pareto_section import REACHED, as_good_as_the_full, fewest_calls, near_the_full
 from redi.experiments.quality import best
 
@@ -115,6 +116,7 @@ def _why(results: Results) -> list[str]:
         said.append(
             f"nor do other estimates of x_v from the same entries: of {len(errors)} the best, *{name}*, leaves "
             f"{means[name]:.3f} where *{default}* leaves {means[default]:.3f}"
+            + (f" and *{NO_NEIGHBOURS}*, {means[NO_NEIGHBOURS]:.3f}" if NO_NEIGHBOURS in means else "")
         )
     if "breaks" in results:
         objects = [row for row in results["breaks"]["rows"] if row["panel"] == "objects"]
