@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 
 from redi.experiments.claims_section import claims_section
 from redi.experiments.defaults_section import defaults_section
+from redi.experiments.keys_section import keys_section
 from redi.experiments.pareto_section import pareto
+from redi.experiments.sampling import Recording, Solver, redi
 from redi.experiments.studies import STUDIES, Study
 from redi.retrieval import DEFAULT_WEIGHTS
 
@@ -69,6 +72,23 @@ def test_jumps_that_are_as_good_as_the_run_in_full_are_named() -> None:
     assert pareto({**RESULT, "rows": [*ROWS, near]})[-1].endswith(
         "jumps c (6); of solvers alone dpm-8 (8) with fewest."
     )
+
+
+def test_keys_are_compared_at_the_same_calls_and_nothing_else() -> None:
+    def jump(key: int, value: int, frechet: float, **options: Any) -> dict[str, Any]:
+        sampling = asdict(redi(Recording(Solver("dpm", 9), (1, 2, 3), (4, 5, 6)), key, value, **options))
+        return {**row("", 9 - value + key, frechet, 0.5 + frechet / 10, jump=True), "sampling": sampling}
+
+    def section(*rows: dict[str, Any]) -> str:
+        return keys_section({"rivals": {"kind": "comparison", "rows": rows}})
+
+    ours = [jump(key, key + 3, frechet, weights="kriging") for key, frechet in ((1, 3.0), (2, 2.95), (3, 2.5))]
+    page = section(*ours, jump(1, 5, 9.0, weights="kriging"), jump(1, 4, 9.0), ROWS[0])
+    (line,) = (each for each in page.splitlines() if each.startswith("| dpm-9 |"))
+    assert line == ("| dpm-9 | 6 | 3.00, 80.0%, 3.00 | 2.95, 79.5%, 2.95 | 2.50, 75.0%, 2.50 | better, even, better |")
+    assert "in Frechet better 1, even 0, worse 0; in faithful better 0, even 1, worse 0" in page
+    assert section(ours[0], jump(2, 6, 9.0, weights="kriging")) == "", "other calls"
+    assert section(ours[0], jump(2, 5, 9.0, weights="kriging", quantile=0.5)) == "", "another gate"
 
 
 def test_lines_follow_the_results_and_say_what_is_not_measured() -> None:

@@ -18,6 +18,7 @@ from redi.experiments.defaults_section import defaults_section
 from redi.experiments.estimates_section import estimates_section
 from redi.experiments.figure6_section import figure6_section
 from redi.experiments.gate_section import gate_section
+from redi.experiments.keys_section import keys_section
 from redi.experiments.pareto_section import draw, pareto
 from redi.experiments.plots import write_plots
 from redi.experiments.runner import EXPERIMENTS
@@ -68,7 +69,7 @@ def write_report(results: Path, page: Path, *, scale: str) -> str:
     head = _HEAD.format(names="|".join(each["study"] for each in found), **_subject(found, results / scale))
     parts = ["\n\n".join(textwrap.fill(each, 120, break_on_hyphens=False) for each in head.split("\n\n")) + "\n"]
     by_study = {each["study"]: each for each in found}
-    parts += [claims_section(by_study), defaults_section(by_study)]
+    parts += filter(None, [claims_section(by_study), defaults_section(by_study), keys_section(by_study)])
     parts += [SECTIONS[each["kind"]](each, page.parent / "images") for each in found]
     text = "\n".join(parts)
     write_file(page, text.encode())
