@@ -181,7 +181,7 @@ _LINES: tuple[tuple[str, tuple[str, ...], Callable[[Results], str]], ...] = (
     (f"Weights: {DEFAULT_WEIGHTS}, not least squares.", ("table1", "table2"), _weights),
     (f"Neighbours: {combiner(DEFAULT_WEIGHTS).default_neighbors}.", ("estimates",), _neighbors),
     ("Key: the trajectory, not the text.", ("table3",), _key),
-    ("Key step: early; a later one is no better at the same calls.", ("rivals",), _key_step),
+    ("Key step: early; a later one makes no more faithful pictures with as many calls.", ("rivals",), _key_step),
     ("Value step: a little after the key; the farther the jump, the more is lost.", ("table2",), _value_step),
     ("Schedule: a short one; on trailing timesteps where the scheduler has them.", ("rivals", "table2"), _schedule),
     ("Against fewer steps:", ("rivals",), against_fewer_steps),
