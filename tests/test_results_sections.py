@@ -11,6 +11,7 @@ import pytest
 
 from redi.experiments.claims_section import claims_section
 from redi.experiments.defaults_section import defaults_section
+from redi.experiments.estimators import NO_NEIGHBOURS
 from redi.experiments.keys_section import keys_section
 from redi.experiments.pareto_section import pareto
 from redi.experiments.sampling import Recording, Solver, redi
@@ -133,4 +134,12 @@ def test_what_was_claimed_is_told_with_whether_it_holds() -> None:
     assert holds(results, "times as many, in Frechet") == "in 1 of 3"
     assert holds(results, "times as many, in faithful") == "no"
     assert "Why not" not in claims_section({}), "nothing was measured"
-    assert claims_section({}).count("not measured here (`redi experiments run ") == 5
+    assert claims_section({}).count("not measured here (`redi experiments run ") == 6
+
+    estimates = json.loads((RESULTS / "estimates.json").read_text())
+    (alone,) = (each for each in estimates["pictures"] if each["estimator"] == NO_NEIGHBOURS)
+    for measure, apart in (("frechet", 1), ("faithfulness", -0.5), ("closeness", 1)):
+        alone["against_default"][measure] = {"value": apart, "low": apart - 0.1, "high": apart + 0.1}
+    assert holds({"estimates": estimates}, "is better than the same by none") == "yes"
+    alone["against_default"]["faithfulness"]["high"] = 0.1
+    assert holds({"estimates": estimates}, "is better than the same by none") == "in 2 of 3"

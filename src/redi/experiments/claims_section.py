@@ -83,6 +83,24 @@ def _of_few_calls(result: Mapping[str, Any]) -> list[Cells]:
     return found
 
 
+def _of_retrieval(result: Mapping[str, Any]) -> list[Cells]:
+    """Return a line on what neighbours are good for: the same jump with none."""
+    found = []
+    for row in (row for row in result["pictures"] if row["estimator"] == NO_NEIGHBOURS):
+        apart, (key_step, value_step) = row["against_default"], result["place"]
+        told = [{"measure": name, "difference": apart[name]} for name in ("frechet", "faithfulness", "closeness")]
+        better = [each["difference"][end] for each, end in zip(told, ("low", "high", "low"), strict=True)]
+        found.append(
+            (
+                f"a jump by neighbours, {result['solver']} {key_step}->{value_step}, is better than the same by none "
+                "(the noise's mean value and the key's offset, scaled)",
+                f"by none: {'; '.join(map(_difference, told))}",
+                _holds([better[0] > 0, better[1] < 0, better[2] > 0]),
+            )
+        )
+    return found
+
+
 def _of_the_gate(result: Mapping[str, Any]) -> list[Cells]:
     kept = [row["verdict"] == "kept" for row in result["promises"]]
     against = [row["against_fixed"] for row in result["promises"]]
@@ -139,6 +157,7 @@ _CLAIMS: tuple[tuple[str, Callable[[Mapping[str, Any]], list[Cells]]], ...] = (
     ("table2", _tested),
     ("table3", _tested),
     ("rivals", _of_few_calls),
+    ("estimates", _of_retrieval),
     ("gate", _of_the_gate),
 )
 """The study of each claim, and what tells of it."""

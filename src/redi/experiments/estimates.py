@@ -190,7 +190,7 @@ def _estimated(
         made |= {name: default(ours[asked], theirs[rows], values[rows]) for name, (theirs, ours) in others.items()}
         for name, each in made.items():
             found.setdefault(name, torch.empty_like(truth))[asked] = each
-    return found, truth
+    return {name: found[name] for name in (*ESTIMATORS, _POOLED, *WIDER, *others)}, truth
 
 
 def _at(latents: Mapping[int, Tensor], step: int, some: Tensor) -> Tensor | None:
