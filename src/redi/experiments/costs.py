@@ -122,9 +122,9 @@ steps) and at most (as if every gate abstained); gigabytes are those of the base
 last row takes each once. A run prints what is left of its own before it starts, a base that is half built with its
 rest.
 
-Hours are computed, not measured: at `small` from {small.calls:.0f} calls a second, {small.told} (rows of
-the kept results ran beside other work and took up to four times as long), so that all of `small` takes
-{all_small:.0f} hours on two cores; at `paper` from {paper.calls:.0f} calls a second, {paper.told} with guidance in
+Hours are computed, not measured: at `small` from {small.calls:.0f} calls a second, {small.told} (the
+kept results ran on one core, or beside other work, and took longer), so that all of `small` takes {all_small:.0f} hours
+on two cores; at `paper` from {paper.calls:.0f} calls a second, {paper.told} with guidance in
 float16. A derivative of `bound` is counted as two calls.
 
 CPU hours come on top, of one core: a table's distances between distributions are resampled {resamples} times for each
