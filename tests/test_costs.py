@@ -12,13 +12,13 @@ from typer.testing import CliRunner
 
 from redi.calibration import LEAST_PROMPTS
 from redi.cli.app import app
-from redi.experiments.bills import MINIATURE_SPEED, Cost, after, calls_of, cost
+from redi.experiments.bills import DIVERSE_CALLS, MINIATURE_SPEED, Cost, after, calls_of, cost
 from redi.experiments.breaks import _LACKING, _parts
 from redi.experiments.costs import at_paper, page
 from redi.experiments.laboratory import Laboratory
-from redi.experiments.runner import EXPERIMENTS
+from redi.experiments.runner import EXPERIMENTS, run_study
 from redi.experiments.sampling import PAPER, SMALL, TOY, Recording, Scale, Solver, plain, redi, scale_of
-from redi.experiments.studies import SHORT
+from redi.experiments.studies import SHORT, Study
 from redi.experiments.works import WORKS, total
 
 TINY = Scale("tiny", prompts=4, entries=24, noises=2, replicates=1, reference=40)
@@ -80,6 +80,19 @@ def test_a_base_that_is_half_built_is_billed_with_its_rest(laboratory: Laborator
 def test_a_bill_tells_hours_and_what_they_are_reckoned_with(laboratory: Laboratory) -> None:
     told = laboratory.bill([], others=Cost(round(MINIATURE_SPEED.calls * 3600), 0))
     assert f"; 1 hours at {MINIATURE_SPEED.calls:.0f} calls a second (measured on two CPU cores" in told
+
+
+def test_diversity_of_the_finest_runs_is_neither_billed_nor_measured(tmp_path: Path) -> None:
+    fine, finer = plain("dpm", DIVERSE_CALLS), plain("dpm", DIVERSE_CALLS + 1)
+    several = cost([fine], TINY, diversity=True).calls - cost([fine], TINY).calls
+    assert several == DIVERSE_CALLS
+    assert cost([finer], TINY, diversity=True) == cost([finer], TINY)
+    small = replace(TINY, prompts=2, replicates=2)
+    laboratory = Laboratory(tmp_path, small, "cpu")
+    study = Study("fine", "Fine", (plain("dpm", 2), finer), plain("dpm", 2))
+    one, other = run_study(study, laboratory, tmp_path / "results", tell=lambda line: None)["rows"]
+    assert "diversity" in one
+    assert "diversity" not in other
 
 
 def test_what_two_experiments_need_is_taken_once() -> None:

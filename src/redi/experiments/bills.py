@@ -28,6 +28,8 @@ class Speed:
 
 MINIATURE_SPEED = Speed(120.0, "measured on two CPU cores with nothing beside")
 """Rows of 200 pictures of DPM-Solver++: 120 with 10 steps, 125 with 20, decoding included."""
+DIVERSE_CALLS = 100
+"""Calls of a picture at most, for its diversity to be measured."""
 SD15_SPEED = Speed(20.0, "assumed, as of one A100 at 512x512")
 """With guidance, in float16."""
 
@@ -84,7 +86,7 @@ def cost(
         for replicate in range(scale.replicates):
             jump = sampling.jump
             pictures = scale.prompts - there("samples", sampling, replicate)
-            if diversity:
+            if diversity and diverse(sampling):
                 pictures += scale.spread - there("diversity", sampling, replicate)
             measured = scale.prompts - there("at_value", sampling, replicate) if at_value and jump else 0
             calls += pictures * calls_of(sampling)
@@ -100,6 +102,11 @@ def cost(
         calls += missing * after(recording.solver, max(recording.value_steps))
         latents += missing * (len(recording.key_steps) + len(recording.value_steps))
     return Cost(calls, latents)
+
+
+def diverse(sampling: Sampling) -> bool:
+    """Return whether a sampling's diversity is measured: of the finest runs it would take as much as a whole table."""
+    return calls_of(sampling) <= DIVERSE_CALLS
 
 
 def after(solver: Solver, steps: int) -> int:

@@ -133,7 +133,7 @@ in Inception's 2,048 features and one kernel distance {kernel} seconds (both mea
 less. Decoding and reading pictures is not counted.
 
 Diversity is not measured at the paper's scale: its banks have one noise, and it is of one prompt's pictures from
-several. {miniature} are of the bundled model only.
+several; nor of runs of more than {DIVERSE_CALLS} calls. {miniature} are of the bundled model only.
 
 | study | small: calls | GB | hours | CPU hours | paper: calls | GB | hours | CPU hours |
 | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |

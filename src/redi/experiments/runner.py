@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from redi.comparison import Column, page
 from redi.errors import InputError
 from redi.experiments.bank import run_bank
+from redi.experiments.bills import diverse
 from redi.experiments.bound import run_bound
 from redi.experiments.breaks import run_breaks
 from redi.experiments.estimates import run_estimates
@@ -85,7 +86,7 @@ def run_study(
         found = figures(samples, full, laboratory.reference, resamples=scale.resamples, lpips=lpips)
         if study.at_value and sampling.jump is not None:
             found["at_value"] = asdict(mean_interval(_at_value(laboratory, sampling)))
-        if scale.spread:
+        if scale.spread and diverse(sampling):
             spread = [laboratory.diversity(sampling, replicate) for replicate in range(scale.replicates)]
             found["diversity"] = asdict(mean_interval(np.concatenate(spread)))
         rule = {"rule": repr(combiner(sampling.jump.weights))} if sampling.jump else {}
