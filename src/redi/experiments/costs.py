@@ -29,6 +29,7 @@ def page() -> str:
     """Return ``docs/experiments.md``: how to run the studies, and what each costs when nothing is there yet."""
     small, of_paper = list(EXPERIMENTS), [name for name in EXPERIMENTS if name not in OF_THE_MINIATURE]
     return _PAGE.format(
+        diverse=DIVERSE_CALLS,
         prompts=PAPER.prompts,
         entries=PAPER.entries,
         replicates=PAPER.replicates,
@@ -133,7 +134,7 @@ in Inception's 2,048 features and one kernel distance {kernel} seconds (both mea
 less. Decoding and reading pictures is not counted.
 
 Diversity is not measured at the paper's scale: its banks have one noise, and it is of one prompt's pictures from
-several; nor of runs of more than {DIVERSE_CALLS} calls. {miniature} are of the bundled model only.
+several; nor is it of runs of more than {diverse} calls. {miniature} are of the bundled model only.
 
 | study | small: calls | GB | hours | CPU hours | paper: calls | GB | hours | CPU hours |
 | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
