@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from redi.experiments.bills import MINIATURE_SPEED, SD15_SPEED
+from redi.experiments.bills import DIVERSE_CALLS, MINIATURE_SPEED, SD15_SPEED
 from redi.experiments.runner import EXPERIMENTS, OF_THE_MINIATURE
 from redi.experiments.sampling import PAPER, SMALL, TOY, Scale
 from redi.experiments.works import WORKS, total
