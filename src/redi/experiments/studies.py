@@ -81,6 +81,11 @@ _BETWEEN = (
     _trailing(Recording(Solver("dpm", 8), (3,), (4, 5))),
 )
 """Jumps of one step or two, for as many calls as are more than 5 steps leave and fewer than 10 do."""
+_SPACED = tuple(
+    Recording(Solver("dpm", 8, (spacing,)), (1, 2), (3, 4, 5, 6))
+    for spacing in (*_KARRAS.items(), *((SPACING, name) for name in TIMESTEPS))
+)
+"""Bases of the other spacings; of log-SNR and trailing ones there are longer and shorter ones too."""
 _LONG = (DPM, _trailing(DPM), _trailing(Recording(Solver("dpm", 28), (5,), (8,))))
 """Jumps of more calls than those of short bases."""
 _FEW, _MANY = (3, 4, 5, 6, 7, 8, 10), (15, 25)
@@ -189,6 +194,8 @@ def rivals() -> Study:
         for key_step, value_steps in ((1, (4, 5, 6, 7, 8)), (2, (4, 6, 7, 8, 9)), (3, (5, 7, 8, 9))):
             jumps += [redi(short, key_step, v, weights="kriging") for v in value_steps]
         jumps += [redi(shortest, k, v, weights="kriging") for k, v in ((2, 3), (1, 3), (2, 4), (1, 4))]
+    for recording in _SPACED:
+        jumps += [redi(recording, k, v, weights="kriging") for k, v in ((2, 3), (2, 4), (2, 5), (2, 6), (1, 6))]
     for recording in (*_BETWEEN, _DPM_SHORTER, *_LONG):
         jumps += [redi(recording, recording.key_steps[0], v, weights="kriging") for v in recording.value_steps]
     return Study("rivals", "Few calls: ReDi and solvers alone", (full, *plains, *jumps), full, plot=True)
