@@ -120,9 +120,7 @@ def test_a_base_of_a_spacing_is_jumped_through_on_its_timesteps(laboratory: Labo
 
 def test_every_schedule_of_a_study_is_one_that_the_model_knows(laboratory: Laboratory) -> None:
     for solver in {sampling.solver for study in STUDIES.values() for sampling in study.samplings}:
-        scheduler = laboratory._pipeline(solver).scheduler
-        scheduler.set_timesteps(**(solver.timesteps or {"num_inference_steps": solver.steps}))
-        timesteps = scheduler.timesteps.tolist()
+        timesteps = laboratory.scheduler(solver).timesteps.tolist()
         assert 0 <= min(timesteps) < max(timesteps) <= 999, solver
 
 
@@ -289,7 +287,7 @@ def test_what_is_known_of_the_best_is_kept_while_they_are_the_best(
     better = {**before, "rows": [{**row, "frechet": {**row["frechet"], "value": 1e3}} for row in before["rows"]]}
     (row,) = (row for row in better["rows"] if row["label"] == FULL.label)
     row["calls"] = 4.0
-    (tmp_path / "tiny" / "tiny.json").write_text(json.dumps({**better, "rows": [*better["rows"]]}))
+    (tmp_path / "tiny" / "tiny.json").write_text(json.dumps(better))
     found = run_study(STUDY, laboratory, tmp_path, tell=lambda line: None, only=SHORT.label)
     assert {each["rival"] for each in found["best"] if each["measure"] == "frechet"} == {FULL.label}, "another is best"
 

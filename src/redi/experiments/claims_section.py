@@ -89,13 +89,12 @@ def _of_retrieval(result: Mapping[str, Any]) -> list[Cells]:
     for row in (row for row in result["pictures"] if row["estimator"] == NO_NEIGHBOURS):
         apart, (key_step, value_step) = row["against_default"], result["place"]
         told = [{"measure": name, "difference": apart[name]} for name in ("frechet", "faithfulness", "closeness")]
-        better = [each["difference"][end] for each, end in zip(told, ("low", "high", "low"), strict=True)]
         found.append(
             (
                 f"a jump by neighbours, {result['solver']} {key_step}->{value_step}, is better than the same by none "
                 "(the noise's mean value and the key's offset, scaled)",
                 f"by none: {'; '.join(map(_difference, told))}",
-                _holds([better[0] > 0, better[1] < 0, better[2] > 0]),
+                _holds([apart["frechet"]["low"] > 0, apart["faithfulness"]["high"] < 0, apart["closeness"]["low"] > 0]),
             )
         )
     return found

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from redi.errors import InputError
-from redi.experiments.paths import latents_after
+from redi.experiments.paths import as_built, latents_after, set_schedule
 from redi.knowledge_base import KnowledgeBase
 from redi.theory import Drift, drift_of_noise, lipschitz
 
@@ -80,9 +80,9 @@ def _measure(
         raise InputError("a noise without entries", expected="an entry for each query's noise")
     near = base.prompts(rows)
     neighbours = latents_after(pipe, base, near, noise_ids, steps)
-    guidance = base.manifest.identity["call"]["guidance_scale"]
+    guidance = as_built(base)["guidance_scale"]
     own, others = _conditioning(pipe, prompts), _conditioning(pipe, near)
-    pipe.scheduler.set_timesteps(base.plan.num_inference_steps)
+    set_schedule(pipe.scheduler, as_built(base))
     apart, rates, gaps, clock = [], [], [], []
     for step, x, y in tqdm(list(zip(steps, queries, neighbours, strict=True)), desc="L of each step", unit="step"):
         ratio, timestep = float(pipe.scheduler.sigmas[step]), pipe.scheduler.timesteps[step]

@@ -212,9 +212,9 @@ def _other_keys(
         found[_AHEAD] = theirs, ours
     steps = range(1, key_step + 1)
     if every.keys() >= set(steps):
-        start, count = (base.noise_bank.latents * scheduler.init_noise_sigma).flatten(1), base.plan.num_inference_steps
+        start = (base.noise_bank.latents * scheduler.init_noise_sigma).flatten(1)
         theirs, ours = (
-            last_prediction(scheduler, count, [start[noises], *(of[step] for step in steps)]).float()
+            last_prediction(scheduler, [start[noises], *(of[step] for step in steps)]).float()
             for of, noises in ((every, torch.from_numpy(base.noise_ids())), (reached, of_query))
         )
         found[_PREDICTED] = theirs, ours

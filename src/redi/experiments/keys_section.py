@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from redi.experiments.pareto_section import TOLD
 from redi.experiments.quality import MORE_IS_BETTER, Row
-from redi.experiments.sampling import settings_told
+from redi.experiments.sampling import Solver
 from redi.retrieval.weights import DEFAULT_WEIGHTS
 
-_MEASURES = (("frechet", "Frechet", ".2f"), ("faithfulness", "faithful", ".1%"), ("closeness", "from full", ".2f"))
 _WORDS = {-1: "worse", 0: "even", 1: "better"}
 
 
@@ -34,10 +34,10 @@ def keys_section(results: Mapping[str, Mapping[str, Any]]) -> str:
         f"| base | calls | {' | '.join(f'after {key}' for key in keys)} | later is |",
         "| --- | ---: |" + " --- |" * (len(keys) + 1),
     ]
-    verdicts: dict[str, list[int]] = {name: [] for _, name, _ in _MEASURES}
+    verdicts: dict[str, list[int]] = {name: [] for _, name, _ in TOLD}
     for (base, _), rows in found.items():
         first, last = rows[min(rows)], rows[max(rows)]
-        told = {name: _compared(last[measure], first[measure], measure) for measure, name, _ in _MEASURES}
+        told = {name: _compared(last[measure], first[measure], measure) for measure, name, _ in TOLD}
         for name, each in told.items():
             verdicts[name].append(each)
         cells = [_cell(rows[key]) if key in rows else "" for key in keys]
@@ -59,9 +59,8 @@ def _by_key(rows: Any) -> dict[tuple[str, int], dict[int, Row]]:
             continue
         if (jump["key"], jump["value"]) != ("trajectory", "trajectory") or not jump["key_step"]:
             continue
-        solver = row["sampling"]["solver"]
-        base = " ".join(filter(None, (f"{solver['name']}-{solver['steps']}", settings_told(solver["settings"]))))
-        found.setdefault((base, jump["value_step"] - jump["key_step"]), {})[jump["key_step"]] = row
+        base = Solver(**row["sampling"]["solver"])
+        found.setdefault((base.label, jump["value_step"] - jump["key_step"]), {})[jump["key_step"]] = row
     return {each: dict(sorted(by.items())) for each, by in sorted(found.items()) if len(by) > 1}
 
 
@@ -72,7 +71,7 @@ def _compared(later: Mapping[str, float], earlier: Mapping[str, float], measure:
 
 
 def _cell(row: Row) -> str:
-    return ", ".join(f"{row[measure]['value']:{form}}" for measure, _, form in _MEASURES)
+    return ", ".join(f"{row[measure]['value']:{form}}" for measure, _, form in TOLD)
 
 
 def _why(results: Mapping[str, Mapping[str, Any]]) -> str:

@@ -25,7 +25,7 @@ from redi.experiments.bills import MINIATURE_SPEED, SD15_SPEED, Cost, calls_of, 
 from redi.experiments.divergence import Divergence, measure
 from redi.experiments.other_keys import distance_at_value, embedded, estimates, run_by_similarity, run_to
 from redi.experiments.other_values import reuse_pictures
-from redi.experiments.paths import latents_after, starts
+from redi.experiments.paths import latents_after, set_schedule, starts
 from redi.experiments.sample_files import SHOWN, Samples, as_array, joined, read_samples, thumbnails, write_array
 from redi.experiments.sampling import Recording, Sampling, Scale, Solver, fingerprint
 from redi.experiments.subjects import Miniature, Subject
@@ -343,8 +343,10 @@ class Laboratory:
         )
 
     def scheduler(self, solver: Solver) -> Any:
-        """Return the scheduler that the solver's runs have."""
-        return self._pipeline(solver).scheduler
+        """Return a scheduler as the solver's runs have it before their first step."""
+        scheduler = self._pipeline(solver).scheduler
+        set_schedule(scheduler, {"num_inference_steps": solver.steps, **solver.timesteps})
+        return scheduler
 
     def _pipeline(self, solver: Solver) -> Any:
         pipe = self.subject.pipeline(solver.name, self.device)

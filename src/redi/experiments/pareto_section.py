@@ -8,7 +8,8 @@ from typing import Any
 from redi.experiments.quality import COMPARED_CALLS, MORE_IS_BETTER, Row, best, loss
 from redi.experiments.sampling import settings_told
 
-_MEASURES = (("frechet", "Frechet", ".2f"), ("faithfulness", "faithful", ".1%"), ("closeness", "from full", ".2f"))
+TOLD = (("frechet", "Frechet", ".2f"), ("faithfulness", "faithful", ".1%"), ("closeness", "from full", ".2f"))
+"""Measures that are told together, what tables call each, and its form."""
 REACHED, _GOAL = (6, 8, 10), 8
 _VERDICTS = {"no difference": "even"}
 _PLOTTED = (2, 3, 4, 5, 6, 7, 8, 10, 15, 25, 50)  # 9 calls are Heun's alone
@@ -28,17 +29,17 @@ def pareto(result: Mapping[str, Any]) -> list[str]:
     """
     rows = result["rows"]
     found = {(each["calls"], each["measure"]): each["verdict"] for each in result["best"]}
-    heads = " | ".join(f"{name}: solver alone | ReDi | ReDi is" for _, name, _ in _MEASURES)
+    heads = " | ".join(f"{name}: solver alone | ReDi | ReDi is" for _, name, _ in TOLD)
     lines = [
         "The best at each number of calls, in each measure by itself. *Even* is where the interval of the difference, "
         "over the same prompts from the same noises, holds zero.",
         "",
         f"| calls | {heads} |",
-        "| ---: |" + " --- | --- | --- |" * len(_MEASURES),
+        "| ---: |" + " --- | --- | --- |" * len(TOLD),
     ]
     for calls in COMPARED_CALLS:
         cells = []
-        for measure, _, form in _MEASURES:
+        for measure, _, form in TOLD:
             verdict = found.get((calls, measure), "")
             cells += [_told(best(rows, measure, calls, jumps=jumps), measure, form) for jumps in (False, True)]
             cells.append(_VERDICTS.get(verdict, verdict))
@@ -46,12 +47,12 @@ def pareto(result: Mapping[str, Any]) -> list[str]:
     lines += [
         "",
         "| what the best solver alone reaches with | "
-        + " | ".join(f"in {name}, ReDi reaches with" for _, name, _ in _MEASURES)
+        + " | ".join(f"in {name}, ReDi reaches with" for _, name, _ in TOLD)
         + " |",
-        "| ---: |" + " ---: |" * len(_MEASURES),
+        "| ---: |" + " ---: |" * len(TOLD),
     ]
     for calls in REACHED:
-        lines.append(f"| {calls} calls | {' | '.join(_fewest(rows, measure, calls) for measure, _, _ in _MEASURES)} |")
+        lines.append(f"| {calls} calls | {' | '.join(_fewest(rows, measure, calls) for measure, _, _ in TOLD)} |")
     said = (
         f"With at most {_GOAL} calls within 3 % of the Frechet distance of {result['full']}'s pictures and within 3 "
         f"points of their faithfulness, as measured: {near_the_full(result)}."
@@ -105,7 +106,7 @@ def near_the_full(result: Mapping[str, Any]) -> str:
 def draw(result: Mapping[str, Any], figure: Any) -> None:
     """Draw each measure over calls: every family of rows pale, the best at each number thick, the full run dashed."""
     rows, full = result["rows"], next(row for row in result["rows"] if row["label"] == result["full"])
-    for axis, (measure, name, _) in zip(figure.subplots(1, len(_MEASURES)), _MEASURES, strict=True):
+    for axis, (measure, name, _) in zip(figure.subplots(1, len(TOLD)), TOLD, strict=True):
         seen = []
         for jumps, of_best, of_family, color, pale in _KINDS:
             for place, family in enumerate(_families(rows, jumps=jumps)):

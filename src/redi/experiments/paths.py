@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,6 +38,12 @@ def as_built(base: KnowledgeBase) -> dict[str, Any]:
     """Return the arguments of a call, besides the prompts, that a base of pictures was built with."""
     call = base.manifest.identity["call"]
     return {name: call[name] for name in ("num_inference_steps", "timesteps", "guidance_scale") if name in call}
+
+
+def set_schedule(scheduler: Any, call: Mapping[str, Any]) -> None:
+    """Set a scheduler's steps as a pipeline does: to the timesteps where a call names them, else to their number."""
+    name = "timesteps" if "timesteps" in call else "num_inference_steps"
+    scheduler.set_timesteps(**{name: call[name]})
 
 
 def latents_after(

@@ -12,15 +12,14 @@ from redi.errors import UnsupportedError
 from redi.solvers import MultistepFacts, facts_for, latents_of, twin
 
 
-def last_prediction(scheduler: Any, num_inference_steps: int, latents: Sequence[Tensor]) -> Tensor:
+def last_prediction(scheduler: Any, latents: Sequence[Tensor]) -> Tensor:
     """Return the prediction of x_0 (n, ...) of the call that led to the last of the latents, in float64.
 
     A solver's step is affine in the network's answer, coordinate by coordinate: what it makes of 0 and of 1 tells which
     answer led from one latent to the next. So a base of latents alone has these predictions as well.
 
     Args:
-        scheduler: Of the run; stays as it is.
-        num_inference_steps: Of its schedule.
+        scheduler: Of the run, with its schedule, before the first step; stays as it is.
         latents: (n, ...) each: x_T as it was stepped, and after every step since.
 
     Raises:
@@ -32,7 +31,6 @@ def last_prediction(scheduler: Any, num_inference_steps: int, latents: Sequence[
             f"the predictions of a {type(scheduler).__name__}", expected="a multistep solver of one call a step"
         )
     own = twin(scheduler)
-    own.set_timesteps(num_inference_steps)
     for timestep, before, after in zip(own.timesteps[:steps], latents[:-1], latents[1:], strict=True):
         start = before.double()
         nothing, one = (

@@ -170,9 +170,6 @@ def _table(result: Mapping[str, Any]) -> list[str]:
             *([f"{paper[row['label']]:.3f}" if row["label"] in paper else ""] if paper else []),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    not_run = paper.keys() - {row["label"] for row in result["rows"]}
-    for label in sorted(not_run):
-        lines.append(f"| {label}, not run | {' | '.join([_NOTHING] * (len(names) - 2))} | {paper[label]:.3f} |")
     return lines
 
 

@@ -189,28 +189,22 @@ def _best(
 ) -> list[dict[str, Any]]:
     """Return how the best jump differs from the best solver alone, at each number of calls and in each measure; and how
     that solver differs from the run in full, which says what room a jump has. What is known already is kept."""
-    told = {(each["calls"], each["ours"], each["rival"], each["measure"]): each for each in known}
-    claims = []
+    found = {(each["calls"], each["measure"], each["ours"], each["rival"]): each for each in known}
+    places = []
     for calls, measure in itertools.product(COMPARED_CALLS, _TOLD):
         ours, alone = (best(rows, measure, calls, jumps=jumps) for jumps in (True, False))
         if ours and alone:
-            claims.append((calls, Claim(ours["label"], alone["label"], measure)))
-    compared = {
-        label
-        for calls, claim in claims
-        if (calls, claim.ours, claim.rival, claim.measure) not in told
-        for label in (claim.ours, claim.rival)
-    }
+            places.append((calls, measure, ours["label"], alone["label"]))
+    missing = [place for place in places if place not in found]
+    compared = {label for *_, ours, rival in missing for label in (ours, rival)}
     tell(f"the best: {laboratory.bill([each for each in study.samplings if each.label in compared])}")
-    found = []
-    for calls, claim in claims:
-        if kept := told.get((calls, claim.ours, claim.rival, claim.measure)):
-            found.append(kept)
-            continue
-        alone = _verdict(Claim(claim.rival, study.full.label, claim.measure), study, full, laboratory)
+    for calls, measure, ours, rival in missing:
+        claim, of_rival = Claim(ours, rival, measure), Claim(rival, study.full.label, measure)
+        alone = _verdict(of_rival, study, full, laboratory)
         room = {"difference": alone["difference"], "verdict": alone["verdict"]}
-        found.append({"calls": calls, **_verdict(claim, study, full, laboratory), "rival_against_full": room})
-    return found
+        verdict = _verdict(claim, study, full, laboratory)
+        found[calls, measure, ours, rival] = {"calls": calls, **verdict, "rival_against_full": room}
+    return [found[place] for place in places]
 
 
 def _sheet(study: Study, laboratory: Laboratory, made: dict[str, list[Samples]]) -> Any:

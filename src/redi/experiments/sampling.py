@@ -33,6 +33,11 @@ class Solver:
     settings: tuple[tuple[str, Any], ...] = ()
 
     @property
+    def label(self) -> str:
+        """A name for tables."""
+        return " ".join(filter(None, (f"{self.name}-{self.steps}", settings_told(self.settings))))
+
+    @property
     def timesteps(self) -> dict[str, Any]:
         """What a pipeline is told besides the number of steps, where the spacing is not the scheduler's own."""
         spacing = dict(self.settings).get(SPACING)
@@ -106,8 +111,7 @@ class Sampling:
     @property
     def label(self) -> str:
         """A name for tables."""
-        spacing = settings_told(self.solver.settings)
-        solver = " ".join(filter(None, (f"{self.solver.name}-{self.solver.steps}", spacing)))
+        solver = self.solver.label
         if self.jump is None:
             return solver
         jump = self.jump

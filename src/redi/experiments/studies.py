@@ -36,7 +36,7 @@ class Study:
         samplings: Its rows.
         full: The run in full, which closeness is measured to.
         claims: What is tested.
-        paper: What the paper reports (FID on COCO with Stable Diffusion 1.5), by label; also of what is not run here.
+        paper: What the paper reports (FID on COCO with Stable Diffusion 1.5), by label.
         remark: What else is to be said beside the table, in Markdown.
         plot: Whether to draw measures over calls.
         at_value: Whether to measure how far a jump's x_v is from that of the run in full.
