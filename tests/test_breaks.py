@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from redi.experiments import breaks
-from redi.experiments.breaks import Outcome, _parts, _row, keywords, run_breaks
+from redi.comparison import Column
+from redi.experiments import breaks, worst
+from redi.experiments.breaks import _parts, _row, keywords, run_breaks
 from redi.experiments.laboratory import Laboratory
 from redi.experiments.report import write_report
 from redi.experiments.sampling import Recording, Scale, Solver
 from redi.experiments.subjects import Miniature
+from redi.experiments.worst import Outcome, worst_sheets
 from redi.miniature.scenes import Description, ObjectDescription
 from redi.miniature.vocabulary import KINDS
 
@@ -67,7 +72,9 @@ def test_results_and_page_tell_every_group(results: Path, tmp_path: Path) -> Non
     assert rows["wording", "keywords"]["n"] == 16
     page = write_report(results, tmp_path / "results.md", scale="tiny")
     assert "## Where it breaks (ReDi dpm-4 1->3 kriging)" in page
-    assert (results / "tiny" / "breaks.png").stat().st_size > 1000
+    sheets = {one["file"] for one in found["sheets"]}
+    assert {"tiny/breaks.png", "tiny/breaks-far.png", "tiny/breaks-wording.png", "tiny/breaks-guidance.png"} <= sheets
+    assert all((results / one).stat().st_size > 1000 and f"../results/{one}" in page for one in sheets)
 
 
 def test_differences_are_of_pairs_over_all_replicates() -> None:
@@ -76,6 +83,8 @@ def test_differences_are_of_pairs_over_all_replicates() -> None:
         {"full": right, "jump": np.where(np.arange(100) < 10, 0.0, right), "gated": right},
         {"jump": np.ones(100), "gated": np.zeros(100)},
         {"full": np.full(100, 10.0), "jump": np.full(100, 6.0), "gated": np.full(100, 7.0)},
+        {"full": np.zeros((100, 8, 8, 3), np.uint8), "jump": np.ones((100, 8, 8, 3), np.uint8)},
+        np.asarray([f"prompt {place}" for place in range(100)]),
     )
     row = _row("panel", "group", [one, one])
     assert row["n"] == 200
@@ -88,3 +97,31 @@ def test_differences_are_of_pairs_over_all_replicates() -> None:
 def test_keywords_say_all_that_is_asked_for() -> None:
     asked = Description((ObjectDescription("cat", "red", "small"), ObjectDescription("car", "blue")), "above", "sea")
     assert keywords(asked) == "small red cat, blue car, above, sea"
+
+
+def test_the_worst_are_the_farthest_of_the_groups_that_a_sheet_is_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    def outcome(apart: float, group: str) -> Outcome:
+        right, calls = dict.fromkeys(("full", "jump", "gated"), np.ones(2)), dict.fromkeys(("full", "jump"), np.ones(2))
+        pictures = dict.fromkeys(("full", "jump"), np.zeros((2, 8, 8, 3), np.uint8))
+        far = {"jump": np.asarray([apart, apart + 0.5])}
+        return Outcome(right, far, calls, pictures, np.asarray([f"{group} near", f"{group} far"]))
+
+    monkeypatch.setattr(worst, "_WORST", 3)
+    wording = {"as in the base": [outcome(9, "base")], "keywords": [outcome(1, "key"), outcome(2, "words")]}
+    objects = {"1": [outcome(3, "one")], "3": [outcome(4, "three")]}
+    columns: list[list[str]] = []
+    page = worst.page
+
+    def kept(shown: Sequence[Column], *args: Any, **options: Any) -> Image.Image:
+        columns.append([column.title for column in shown])
+        return page(shown, *args, **options)
+
+    monkeypatch.setattr(worst, "page", kept)
+    none: dict[str, list[Outcome]] = {}
+    panels = {"objects": objects, "wording": wording, worst.DISTANCE: none, "guidance": none, worst.ENTRIES: none}
+    assert list(worst_sheets(panels)) == ["breaks", "breaks-objects", "breaks-wording"]
+    assert columns == [
+        ["three far", "three near", "one far"],
+        ["three far", "three near"],
+        ["words far", "words near", "key far"],
+    ]

@@ -111,6 +111,15 @@ def test_kept_results_are_of_the_rows_and_claims_of_their_study(study: Study) ->
     assert (kept["paper"], kept["remark"]) == (dict(study.paper), study.remark)
 
 
+def results_of_chains(*verdicts: str) -> dict[str, Any]:
+    row = {"calls": 3.0, "sampling": {"chain": None}}
+    claims = [
+        {"ours": "ours", "rival": "alone", "measure": measure, "verdict": verdict}
+        for measure, verdict in zip(("frechet", "faithfulness", "closeness"), verdicts, strict=True)
+    ]
+    return {"rows": [{"label": "ours", **row, "sampling": {"chain": {}}}, {"label": "alone", **row}], "claims": claims}
+
+
 def test_what_was_claimed_is_told_with_whether_it_holds() -> None:
     def holds(results: dict[str, Any], claim: str) -> str:
         (line,) = (line for line in claims_section(results).splitlines() if claim in line)
@@ -134,7 +143,13 @@ def test_what_was_claimed_is_told_with_whether_it_holds() -> None:
     assert holds(results, "times as many, in Frechet") == "in 1 of 3"
     assert holds(results, "times as many, in faithful") == "no"
     assert "Why not" not in claims_section({}), "nothing was measured"
-    assert claims_section({}).count("not measured here (`redi experiments run ") == 6
+    assert claims_section({}).count("not measured here (`redi experiments run ") == 7
+
+    chains = results_of_chains("better", "better", "no difference")
+    assert holds({"chains": chains}, "several jumps, ours (3 calls), beat each well-spaced solver alone") == "yes"
+    assert "no neighbours" not in claims_section({"chains": chains}).split("Why not")[0]
+    chains["claims"][1]["verdict"] = "worse"
+    assert holds({"chains": chains}, "several jumps, ours (3 calls), beat each well-spaced solver alone") == "in 1 of 2"
 
     estimates = json.loads((RESULTS / "estimates.json").read_text())
     (alone,) = (each for each in estimates["pictures"] if each["estimator"] == NO_NEIGHBOURS)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from redi.experiments.sampling import Recording, Sampling, Scale, Solver
+from redi.experiments.sampling import CHAINED, Recording, Sampling, Scale, Solver
 
 There = Callable[[str, Sampling | Recording, int], int]
 
@@ -79,9 +79,10 @@ def cost(
         at_value: Whether jumps' distances at x_v are.
         recordings: Bases that are needed besides.
         there: How much of a replicate is there: pictures of a sampling's "samples" or "diversity", prompts of its
-            "at_value", or entries of a recording's "bases".
+            "at_value", or entries of a recording's "bases" or "ends".
     """
     calls, bases = 0, {(each, replicate) for each in recordings for replicate in range(scale.replicates)}
+    ends: set[tuple[Recording, int]] = set()
     for sampling in dict.fromkeys(samplings):
         for replicate in range(scale.replicates):
             jump = sampling.jump
@@ -93,15 +94,24 @@ def cost(
             if jump and measured:
                 before = jump.key_step if jump.key == "trajectory" else 0
                 calls += measured * (after(sampling.solver, jump.value_step) + before)
-            if jump and (pictures or measured):
-                bases.add((replace(jump.recording, values="float16"), replicate))
+            if sampling.recording and (pictures or measured):
+                bases.add((replace(sampling.recording, values="float16"), replicate))
+            if sampling.chain and pictures:
+                ends.add((sampling.chain.recording, replicate))
     latents = 0
+    for recording, replicate in ends:
+        calls += ends_of(recording, scale) - there("ends", recording, replicate)
     for recording, replicate in bases:
         entries = round(recording.share * scale.entries)
         missing = max(0, entries - there("bases", recording, replicate))
         calls += missing * after(recording.solver, max(recording.value_steps))
         latents += missing * (len(recording.key_steps) + len(recording.value_steps))
     return Cost(calls, latents)
+
+
+def ends_of(recording: Recording, scale: Scale) -> int:
+    """Return of how many entries of a replicate chains ask for the last latents, which a base does not keep."""
+    return min(round(recording.share * scale.entries), CHAINED * scale.noises)
 
 
 def diverse(sampling: Sampling) -> bool:
@@ -119,6 +129,8 @@ def after(solver: Solver, steps: int) -> int:
 def calls_of(sampling: Sampling) -> int:
     """Return the network calls of one picture, at most; where a neighbour's picture is made again, with those."""
     solver, jump = sampling.solver, sampling.jump
+    if sampling.chain is not None:
+        return len(sampling.chain.stops)
     full = after(solver, solver.steps)
     if jump is None or jump.thresholds or jump.quantile is not None:
         return full

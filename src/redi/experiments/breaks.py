@@ -1,9 +1,9 @@
-"""Owns the study of where retrieval breaks, and the sheet of its worst pictures; must not know how it is shown."""
+"""Owns the study of where retrieval breaks; must not know how it is shown."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from redi.comparison import Column, page
 from redi.enabling import DEFAULT_QUANTILE
 from redi.experiments.bills import Cost
 from redi.experiments.gate import scores_at_key
@@ -21,6 +20,7 @@ from redi.experiments.sample_files import Samples
 from redi.experiments.sampling import Recording, Sampling, Scale, fingerprint, redi
 from redi.experiments.studies import SHORT
 from redi.experiments.subjects import Miniature
+from redi.experiments.worst import AS_IN_BASE, DISTANCE, ENTRIES, FARTHEST, WORDING, Outcome, worst_sheets
 from redi.generating import full, generate
 from redi.identity import library_versions
 from redi.metrics import mean_interval
@@ -35,30 +35,8 @@ _VALUE_STEP = 7
 _GUIDANCES = (1.0, 2.0, 4.0, 7.0, 10.0)
 _SHARE, _SHARES = 0.25, (0.004, 0.016, 0.064, 0.25)
 _LACKING = "cat"
-_WORST = 20
-_SIDE, _COLORS = 96, 128
 _INFINITE = float("inf")
 _Numbers = NDArray[np.float64]
-
-
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """What became of some prompts (n): in full, when every picture jumps, and with the default gate.
-
-    Attributes:
-        right: By way, "full", "jump" and "gated": (n) 1 where the judge finds everything, else 0.
-        apart: By way, but "full": (n) distance of features to the run in full.
-        calls: By way: (n).
-    """
-
-    right: Mapping[str, _Numbers]
-    apart: Mapping[str, _Numbers]
-    calls: Mapping[str, _Numbers]
-
-    def part(self, places: NDArray[np.intp]) -> Outcome:
-        """Return that of the prompts at some places."""
-        told = (self.right, self.apart, self.calls)
-        return Outcome(*({way: each[places] for way, each in one.items()} for one in told))
 
 
 def run_breaks(
@@ -79,11 +57,9 @@ def run_breaks(
     told = laboratory.bill(list(samplings.values()), others=rest(scale, of_others) * scale.replicates)
     tell(f"breaks: at most {told}")
     panels: dict[str, dict[str, list[Outcome]]] = {}
-    worst = []
     for replicate in range(scale.replicates):
         samples = {way: laboratory.sample(sampling, replicate) for way, sampling in samplings.items()}
-        of_all, asked = _of_samples(samples), laboratory.prompts(replicate)
-        worst += _worst(of_all, asked, samples)
+        of_all = _of_samples(samples, list(laboratory.prompts(replicate)))
         found = {
             panel: {name: of_all.part(places) for name, places in groups.items()}
             for panel, groups in _parts(laboratory, recording, replicate).items()
@@ -94,6 +70,7 @@ def run_breaks(
     rows = [_row(panel, name, found) for panel, groups in panels.items() for name, found in groups.items()]
     for row in rows:
         tell(f"{row['panel']}, {row['group']}: {row['difference']['value']:+.1%} faithful, n={row['n']}")
+    sheets = worst_sheets(panels)
     result = {
         "study": "breaks",
         "kind": "breaks",
@@ -106,10 +83,11 @@ def run_breaks(
         "lacking": _LACKING,
         "versions": library_versions(),
         "rows": rows,
-        "sheet": f"{scale.name}/breaks.png",
+        "sheets": [{"file": f"{scale.name}/{name}.png", "about": about} for name, (about, _) in sheets.items()],
     }
     write_json(results / scale.name / "breaks.json", result)
-    write_picture(results / scale.name / "breaks.png", _sheet(worst))
+    for name, (_, sheet) in sheets.items():
+        write_picture(results / scale.name / f"{name}.png", sheet)
     return result
 
 
@@ -137,14 +115,16 @@ def _parts(laboratory: Laboratory, recording: Recording, replicate: int) -> dict
     asked: list[Description] = list(laboratory.prompts(replicate).values())
     distances = scores_at_key(laboratory, recording, replicate)["distance"]
     order = np.argsort(distances, kind="stable")
-    quarters = dict(zip(("nearest", "second", "third", "farthest"), np.array_split(order, 4), strict=True))
+    quarters = dict(
+        zip(("nearest quarter", "second quarter", "third quarter", FARTHEST), np.array_split(order, 4), strict=True)
+    )
     return {
         "objects": {f"{count}": _places(len(each.objects) == count for each in asked) for count in (1, 2, 3)},
         "style": {
             "none asked": _places(each.style is None for each in asked),
             "one asked": _places(each.style is not None for each in asked),
         },
-        "distance to the nearest entry": {f"{name} quarter": places for name, places in quarters.items()},
+        DISTANCE: quarters,
     }
 
 
@@ -158,8 +138,8 @@ def _others(laboratory: Laboratory, own: Recording, replicate: int) -> dict[str,
     least = 2 * laboratory.scale.noises / laboratory.scale.entries  # fewer have no distances for the gate
     shares = dict.fromkeys(max(least, share) for share in _SHARES)
     return {
-        "wording": {
-            "as in the base": ask(laboratory, own, few),
+        WORDING: {
+            AS_IN_BASE: ask(laboratory, own, few),
             "a request around it": ask(laboratory, own, [(f"please draw me {text}, thank you", a) for text, a in few]),
             "keywords": ask(laboratory, own, [(keywords(asked), asked) for _, asked in few]),
         },
@@ -167,7 +147,7 @@ def _others(laboratory: Laboratory, own: Recording, replicate: int) -> dict[str,
             "the base has some": ask(laboratory, own, lacking),
             "the base has none": ask(without, own, lacking),
         },
-        "entries of the base": {
+        ENTRIES: {
             str(round(share * laboratory.scale.entries)): ask(laboratory, replace(own, share=share), few)
             for share in shares
         },
@@ -206,20 +186,30 @@ def _compared(
         {way: subject.judge(told, each)["all"] for way, each in pictures.items()},
         {way: subject.features(each) for way, each in pictures.items()},
         {way: each.calls for way, each in made.items()},
+        {way: each.pictures for way, each in made.items()},
+        prompts,
     )
 
 
-def _of_samples(samples: Mapping[str, Samples]) -> Outcome:
+def _of_samples(samples: Mapping[str, Samples], prompts: Sequence[str]) -> Outcome:
     return _outcome(
         {way: each.faithful["all"] for way, each in samples.items()},
         {way: each.features for way, each in samples.items()},
         {way: each.calls for way, each in samples.items()},
+        {way: each.pictures for way, each in samples.items()},
+        prompts,
     )
 
 
-def _outcome(right: Mapping[str, _Numbers], features: Mapping[str, _Numbers], calls: Mapping[str, _Numbers]) -> Outcome:
+def _outcome(
+    right: Mapping[str, _Numbers],
+    features: Mapping[str, _Numbers],
+    calls: Mapping[str, _Numbers],
+    pictures: Mapping[str, NDArray[np.uint8]],
+    prompts: Sequence[str],
+) -> Outcome:
     apart = {way: np.linalg.norm(features[way] - features["full"], axis=1) for way in ("jump", "gated")}
-    return Outcome(right, apart, calls)
+    return Outcome(right, apart, calls, pictures, np.asarray(prompts))
 
 
 def _row(panel: str, name: str, found: Sequence[Outcome]) -> dict[str, Any]:
@@ -251,24 +241,3 @@ def rest(scale: Scale, own: Recording) -> Cost:
     groups = 3 + 2 + len(_SHARES) + len(_GUIDANCES)
     runs = groups * min(_QUERIES, scale.prompts) * 3 * own.solver.steps
     return Cost(entries * max(own.value_steps) + runs, 2 * entries)
-
-
-def _worst(
-    found: Outcome, asked: Mapping[str, Description], samples: Mapping[str, Samples]
-) -> list[tuple[float, Column]]:
-    """Return the replicate's pictures that are farthest from their run in full, each with its distance."""
-    prompts, apart = list(asked), found.apart["jump"]
-    words = {0.0: "wrong", 1.0: "right"}
-    columns = []
-    for place in np.argsort(-apart, kind="stable")[:_WORST]:
-        pictures = tuple(Image.fromarray(samples[way].pictures[place]) for way in ("full", "jump"))
-        full, jump = (words[found.right[way][place]] for way in ("full", "jump"))
-        column = Column(prompts[place], pictures, (full, f"{jump}, {apart[place]:.1f} away"))
-        columns.append((float(apart[place]), column))
-    return columns
-
-
-def _sheet(worst: Sequence[tuple[float, Column]]) -> Image.Image:
-    ranked = [column for _, column in sorted(worst, key=lambda each: -each[0])[:_WORST]]
-    heading = f"Of all held-out prompts, whole bases: the {len(ranked)} pictures farthest from their run in full"
-    return page(ranked, ["full", "ReDi"], per_band=5, heading=heading, least_side=_SIDE).quantize(_COLORS)

@@ -43,7 +43,15 @@ def breaks_section(result: Mapping[str, Any], images: Path) -> str:
     kept = [row for row in broken if row["gated_difference"]["high"] >= 0]
     said = f"Fewer right pictures, outside the interval, in {len(broken)} of {len(result['rows'])} groups"
     said += f", most in {worst}. With the gate it is no difference in {len(kept)} of them." if broken else "."
-    return "\n".join([*lines, "", said, "", f"![The worst pictures](../results/{result['sheet']})\n"])
+    return "\n".join([*lines, "", said, "", *_sheets(result), ""])
+
+
+def _sheets(result: Mapping[str, Any]) -> list[str]:
+    """Return the first sheet as an image and the others as links; of a run before there were others, the first."""
+    first, *more = result.get("sheets", [{"file": result.get("sheet"), "about": ""}])
+    others = ", ".join(f"[{one['about'].removeprefix('Of ')}](../results/{one['file']})" for one in more)
+    shown = f"![The worst pictures](../results/{first['file']})"
+    return [*([f"The worst twenty of other prompts: {others}.", ""] if more else []), shown]
 
 
 def _difference(found: Mapping[str, float]) -> str:

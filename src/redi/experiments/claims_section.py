@@ -83,6 +83,28 @@ def _of_few_calls(result: Mapping[str, Any]) -> list[Cells]:
     return found
 
 
+def _of_chains(result: Mapping[str, Any]) -> list[Cells]:
+    """Return lines on chains of jumps against solvers alone with as many calls, and against chains by no neighbours."""
+    rows = {row["label"]: row for row in result["rows"]}
+    compared: dict[tuple[str, bool], dict[str, list[str]]] = {}
+    for claim in result["claims"]:
+        alone = rows[claim["rival"]]["sampling"]["chain"] is None
+        verdicts = compared.setdefault((claim["ours"], alone), {}).setdefault(claim["measure"], [])
+        verdicts.append(claim["verdict"])
+    found = []
+    for (ours, alone), measures in compared.items():
+        told = {each: [verdict == "better" for verdict in measures[each]] for each in ("frechet", "faithfulness")}
+        said = "; ".join(
+            f"{_NAMES[measure]} better than {each.count('better')}, even with {each.count('no difference')}, "
+            f"worse than {each.count('worse')}"
+            for measure, each in measures.items()
+        )
+        rivals = "each well-spaced solver alone with as many" if alone else "the same by no neighbours"
+        holds = _holds([won for each in told.values() for won in each])
+        found.append((f"several jumps, {ours} ({rows[ours]['calls']:.4g} calls), beat {rivals}", said, holds))
+    return found
+
+
 def _of_retrieval(result: Mapping[str, Any]) -> list[Cells]:
     """Return a line on what neighbours are good for: the same jump with none."""
     found = []
@@ -156,6 +178,7 @@ _CLAIMS: tuple[tuple[str, Callable[[Mapping[str, Any]], list[Cells]]], ...] = (
     ("table2", _tested),
     ("table3", _tested),
     ("rivals", _of_few_calls),
+    ("chains", _of_chains),
     ("estimates", _of_retrieval),
     ("gate", _of_the_gate),
 )

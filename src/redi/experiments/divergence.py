@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from redi.errors import InputError
+from redi.experiments.answers import answer, conditioning
 from redi.experiments.paths import as_built, latents_after, set_schedule
 from redi.knowledge_base import KnowledgeBase
 from redi.theory import Drift, drift_of_noise, lipschitz
@@ -81,7 +82,7 @@ def _measure(
     near = base.prompts(rows)
     neighbours = latents_after(pipe, base, near, noise_ids, steps)
     guidance = as_built(base)["guidance_scale"]
-    own, others = _conditioning(pipe, prompts), _conditioning(pipe, near)
+    own, others = conditioning(pipe, prompts), conditioning(pipe, near)
     set_schedule(pipe.scheduler, as_built(base))
     apart, rates, gaps, clock = [], [], [], []
     for step, x, y in tqdm(list(zip(steps, queries, neighbours, strict=True)), desc="L of each step", unit="step"):
@@ -99,19 +100,10 @@ def _measure(
     return Divergence(parts[0], parts[1], parts[2], np.asarray(clock))
 
 
-def _conditioning(pipe: Any, prompts: Sequence[str]) -> Tensor:
-    """Return what the network is told: (2b, tokens, d), the empty prompt's first."""
-    with torch.no_grad():
-        told, empty = pipe.encode_prompt(list(prompts), pipe.device, 1, True)
-    return torch.cat([empty, told])
-
-
-def _drift(pipe: Any, conditioning: Tensor, guidance: float, timestep: Tensor, sigma: float) -> Drift:
+def _drift(pipe: Any, told: Tensor, guidance: float, timestep: Tensor, sigma: float) -> Drift:
     """Return the probability flow's drift with classifier-free guidance inside, as the solver integrates it."""
 
     def drift(latents: Tensor) -> Tensor:
-        both = pipe.unet(torch.cat([latents, latents]).to(pipe.dtype), timestep, conditioning, return_dict=False)[0]
-        empty, told = both.to(latents.dtype).chunk(2)
-        return drift_of_noise(latents, empty + guidance * (told - empty), sigma)
+        return drift_of_noise(latents, answer(pipe, told, guidance, timestep, latents), sigma)
 
     return drift

@@ -21,14 +21,16 @@ from tqdm import tqdm
 import redi
 from redi.attachment import quiet
 from redi.errors import InputError
-from redi.experiments.bills import MINIATURE_SPEED, SD15_SPEED, Cost, calls_of, cost
+from redi.experiments.bills import MINIATURE_SPEED, SD15_SPEED, Cost, calls_of, cost, ends_of
+from redi.experiments.chains import finished, run_chain
 from redi.experiments.divergence import Divergence, measure
 from redi.experiments.other_keys import distance_at_value, embedded, estimates, run_by_similarity, run_to
 from redi.experiments.other_values import reuse_pictures
 from redi.experiments.paths import latents_after, set_schedule, starts
 from redi.experiments.sample_files import SHOWN, Samples, as_array, joined, read_samples, thumbnails, write_array
-from redi.experiments.sampling import Recording, Sampling, Scale, Solver, fingerprint
+from redi.experiments.sampling import CHAINED, Recording, Sampling, Scale, Solver, fingerprint
 from redi.experiments.subjects import Miniature, Subject
+from redi.experiments.wider_estimators import BANDWIDTHS
 from redi.generating import Generation, generate
 from redi.knowledge_base import NoiseBank
 from redi.metrics import Reference
@@ -181,6 +183,18 @@ class Laboratory:
         with np.load(path) as kept:
             return list(torch.from_numpy(kept["latents"]))
 
+    def _finished(self, recording: Recording, replicate: int) -> Tensor:
+        """Return the latents (n, ...) in which the runs of the entries that chains look at end."""
+        path = self._ends(recording, replicate)
+        if not path.exists():
+            found = finished(self._pipeline(recording.solver), self.base(recording, replicate))
+            write_array(path, latents=found.half().numpy())
+        with np.load(path) as kept:
+            return torch.from_numpy(kept["latents"])
+
+    def _ends(self, recording: Recording, replicate: int) -> Path:
+        return self._folder("ends", recording, replicate) / "ends.npz"
+
     def prompts(self, replicate: int) -> Mapping[str, Any]:
         """Return a replicate's held-out prompts and what they ask for."""
         return self.subject.prompts(replicate, self.scale.prompts)
@@ -213,6 +227,12 @@ class Laboratory:
         whole = {"samples": self.scale.prompts, "diversity": self.scale.spread, "at_value": self.scale.prompts}
 
         def there(kind: str, what: Sampling | Recording, replicate: int) -> int:
+            if kind == "ends":
+                return (
+                    ends_of(what, self.scale)
+                    if isinstance(what, Recording) and self._ends(what, replicate).exists()
+                    else 0
+                )
             if isinstance(what, Sampling):
                 return whole[kind] if self._file(kind, what, replicate).exists() else 0
             folder = self._folder("bases", what, replicate)
@@ -243,6 +263,10 @@ class Laboratory:
         self, sampling: Sampling, replicate: int, prompts: list[str], noise_ids: list[int]
     ) -> tuple[list[Image.Image], list[int], list[bool], float]:
         pipe = self._pipeline(sampling.solver)
+        if sampling.chain is not None:
+            base = self.base(sampling.chain.recording, replicate)
+            ends = self._finished(sampling.chain.recording, replicate)
+            return run_chain(pipe, base, ends, prompts, noise_ids, sampling.chain)
         if sampling.jump is not None:
             jump = sampling.jump
             base = self.base(jump.recording, replicate)
@@ -372,6 +396,8 @@ class Laboratory:
         scale = (self.scale.prompts, self.scale.entries, self.scale.noises)
         rule = combiner(what.jump.weights) if isinstance(what, Sampling) and what.jump else LeastSquares()
         # A rule's constants are not in what a sampling says; other constants are another run.
-        more = () if rule == LeastSquares() else (repr(rule),)
+        more: tuple[str, ...] = () if rule == LeastSquares() else (repr(rule),)
+        if isinstance(what, Sampling) and what.chain:
+            more = (repr(BANDWIDTHS), repr(CHAINED))
         eyes = (self.subject.eyes,) if self.subject.eyes and kind in ("samples", "going-on") else ()
         return self.folder / kind / fingerprint(what, replicate, scale, self.subject.weights, *eyes, *more)

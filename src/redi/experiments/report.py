@@ -30,8 +30,8 @@ from redi.retrieval.weights import COMBINERS
 _NOTHING = "—"
 _HEAD = """# Results
 
-Written by `redi experiments report` from `results/`; no number here is typed. `redi experiments run {names}` makes them
-again.
+Written by `redi experiments report` from `results/`; no number here is typed. `redi experiments run <name>` makes them
+again: {names}.
 
 Everything is of {model}, held-out prompts, several noise banks. *Frechet* is the Frechet distance to {reference} in the
 features of {extractor} (resized: {resize}), *faithful* {score}, *from full* the mean distance of these features to the
@@ -66,7 +66,7 @@ def write_report(results: Path, page: Path, *, scale: str) -> str:
         )
     found = [json.loads(file.read_text()) for file in files]
     found.sort(key=lambda each: list(EXPERIMENTS).index(each["study"]) if each["study"] in EXPERIMENTS else -1)
-    head = _HEAD.format(names="|".join(each["study"] for each in found), **_subject(found, results / scale))
+    head = _HEAD.format(names=", ".join(each["study"] for each in found), **_subject(found, results / scale))
     parts = ["\n\n".join(textwrap.fill(each, 120, break_on_hyphens=False) for each in head.split("\n\n")) + "\n"]
     by_study = {each["study"]: each for each in found}
     parts += filter(None, [claims_section(by_study), defaults_section(by_study), keys_section(by_study)])

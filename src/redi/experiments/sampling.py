@@ -101,17 +101,47 @@ class Jump:
     thresholds: tuple[tuple[float, int], ...] = ()
 
 
+CHAINED = 1000
+"""Entries of one noise that chains look at, at most: kriging solves a system of so many."""
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Several jumps through a recording, one after each call (:mod:`redi.experiments.chains`).
+
+    Attributes:
+        recording: The base, with latents after every step but the last.
+        stops: Completed steps before each call, rising from 0; the last jump goes to the end.
+        neighbours: Whether entries are weighed; else the mean and fitted steps are all.
+    """
+
+    recording: Recording
+    stops: tuple[int, ...]
+    neighbours: bool = True
+
+
 @dataclass(frozen=True)
 class Sampling:
-    """One way to make the pictures of all prompts: a solver alone, or with a jump (then of the recording's solver)."""
+    """One way to make the pictures of all prompts: a solver alone, or with a jump or a chain of them (then of the
+    recording's solver)."""
 
     solver: Solver
     jump: Jump | None = None
+    chain: Chain | None = None
+
+    @property
+    def recording(self) -> Recording | None:
+        """The base that it needs."""
+        way = self.jump or self.chain
+        return way.recording if way else None
 
     @property
     def label(self) -> str:
         """A name for tables."""
         solver = self.solver.label
+        if self.chain is not None:
+            stops = ", ".join(map(str, self.chain.stops))
+            return f"chain {solver} at {stops}{'' if self.chain.neighbours else ', no neighbours'}"
         if self.jump is None:
             return solver
         jump = self.jump
@@ -141,6 +171,11 @@ def plain(name: str, steps: int, **settings: Any) -> Sampling:
 def redi(recording: Recording, key_step: int, value_step: int, **options: Any) -> Sampling:
     """Return a jump through a recording; ``options`` as of :class:`Jump`."""
     return Sampling(recording.solver, Jump(recording, key_step, value_step, **options))
+
+
+def chained(recording: Recording, *stops: int, neighbours: bool = True) -> Sampling:
+    """Return a chain of jumps through a recording."""
+    return Sampling(recording.solver, chain=Chain(recording, stops, neighbours))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from redi.experiments.sampling import SPACING, Recording, Sampling, Solver, plain, redi
+from redi.experiments.estimators import Softmax
+from redi.experiments.sampling import SPACING, Recording, Sampling, Solver, chained, plain, redi
 from redi.experiments.spacings import TIMESTEPS
 
 
@@ -88,6 +89,15 @@ _SPACED = tuple(
 """Bases of the other spacings; of log-SNR and trailing ones there are longer and shorter ones too."""
 _LONG = (DPM, _trailing(DPM), _trailing(Recording(Solver("dpm", 28), (5,), (8,))))
 """Jumps of more calls than those of short bases."""
+_CHAINS = "Several jumps: a call at every stop, DPM-Solver++(2M)"
+_CHAINED = (
+    "A chain makes one call at each of a few stops of the schedule and jumps from each to the next, the last to the "
+    "end. Where to is kriging over the entries of the noise, by what the stop's call predicts x_0 to be; of what that "
+    "leaves of this prediction, of earlier ones and of the latents, as much is carried as entries show; the bandwidth "
+    "is the one that explains each entry best by the others. *No neighbours* is the noise's mean and the offsets, "
+    "scaled: steps fitted to the base's trajectories. The stops were chosen on the first bank's prompts. "
+    "Chains are an experiment: `redi.enable` makes one jump."
+)
 _FEW, _MANY = (3, 4, 5, 6, 7, 8, 10), (15, 25)
 _ALL = (*_FEW, *_MANY)
 _ALONE: tuple[tuple[str, Mapping[str, Any], tuple[int, ...]], ...] = (
@@ -201,6 +211,34 @@ def rivals() -> Study:
     return Study("rivals", "Few calls: ReDi and solvers alone", (full, *plains, *jumps), full, plot=True)
 
 
+def chains() -> Study:
+    """Several jumps instead of one: a call at every stop and nothing between, against solvers alone with as many."""
+    full = plain("dpm", 20)
+    alone = {
+        3: [plain("dpm", 3), plain("dpm", 3, **_TRAILING), plain("deis", 3), plain("deis", 3, **_TRAILING)],
+        4: [plain("dpm", 4), plain("dpm", 4, **_TRAILING), plain("deis", 4)],
+    }
+    ours = {
+        3: [chained(SHORT_TRAILING, 0, 3, 6), chained(SHORTEST, 0, 2, 3)],
+        4: [chained(SHORT_TRAILING, 0, 3, 5, 8), chained(SHORTEST, 0, 1, 2, 3)],
+    }
+    by_none = {3: (0, 3, 6), 4: (0, 3, 5, 8)}
+    fitted = {calls: chained(SHORT_TRAILING, *stops, neighbours=False) for calls, stops in by_none.items()}
+    measures = ("frechet", "faithfulness", "closeness")
+    claims = [
+        Claim(chain.label, rival.label, measure)
+        for calls, chains in ours.items()
+        for chain in chains
+        for rival in alone[calls]
+        for measure in measures
+    ]
+    claims += [Claim(ours[calls][0].label, none.label, each) for calls, none in fitted.items() for each in measures]
+    later = chained(SHORT_TRAILING, 0, 4, 7)
+    jumps = [redi(SHORT_TRAILING, 2, v, weights="kriging") for v in (9, 8)]
+    rows = [each for calls in alone for each in (*alone[calls], *ours[calls], fitted[calls])]
+    return Study("chains", _CHAINS, (full, *rows, later, *jumps), full, tuple(claims), remark=_CHAINED)
+
+
 def variants() -> Study:
     """What else is done with a neighbour: its picture handed out, or noised again (SDEdit), a text key with nothing run
     before it (with NIRVANA's thresholds too), a random neighbour, and other weights: all of table 2's base, with the
@@ -209,7 +247,7 @@ def variants() -> Study:
     nirvana = redi(_NIRVANA, 0, 10, weights="nearest", key="text", thresholds=_THRESHOLDS)
     ours = redi(DPM, 5, 15, weights="kriging")
     others = [
-        *(redi(DPM, 5, 15, weights=weights) for weights in ("least-squares", "affine", "nearest")),
+        *(redi(DPM, 5, 15, weights=weights) for weights in ("least-squares", "affine", "nearest", Softmax())),
         redi(DPM, 5, 15, weights="nearest", key="text"),
         redi(DPM, 5, 15, weights="nearest", key="random"),
         redi(DPM, 5, 15, weights="nearest", value="picture"),
@@ -256,5 +294,5 @@ def _no_worse(rival: Sampling, *each: Sampling) -> tuple[Claim, ...]:
 
 
 STUDIES: Mapping[str, Study] = {
-    each.name: each for each in (table1(), table2(), table3(), rivals(), variants(), smaller())
+    each.name: each for each in (table1(), table2(), table3(), rivals(), chains(), variants(), smaller())
 }

@@ -16,6 +16,8 @@ from torch import Tensor
 from redi.retrieval.weights import JITTER, Kriging
 
 _RULE = Kriging()
+BANDWIDTHS = (0.75, 1.0, 1.5, 3.0)
+"""In median distances between keys."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,37 @@ def kriging(
     weights, left = _solved(between, towards)
     pairs = [(getattr(entries, name), getattr(queries, name)) for name in carried]
     known = [(one.double(), other.double()) for one, other in pairs if one is not None and other is not None]
-    return _carried(weights, left, known, values.double()).float()
+    return _carried(weights, left, known, values.double())[1].float()
+
+
+def carried_on(entries: Sequence[Tensor], queries: Sequence[Tensor], values: Tensor) -> Tensor:
+    """Estimate the values (m, d) of queries by kriging with the bandwidth that entries are best explained with, each by
+    the others.
+
+    Args:
+        entries: What is known of those of the noise, (n, d) each: the first are the keys, and what is left of all is
+            carried.
+        queries: (m, d) each.
+        values: (n, d).
+    """
+    between, towards = _squared(entries[0], queries[0])
+    pairs, kept = [(e.double(), q.double()) for e, q in zip(entries, queries, strict=True)], values.double()
+    found = []
+    for bandwidth in BANDWIDTHS:
+        scale = bandwidth * _median(between)
+        weights, left = _solved(_RULE.correlated(between, scale), _RULE.correlated(towards, scale))
+        error, estimate = _carried(weights, left, pairs, kept)
+        found.append((error, estimate))
+    return min(found, key=lambda each: each[0])[1]
+
+
+def fitted(entries: Sequence[Tensor], queries: Sequence[Tensor], values: Tensor) -> Tensor:
+    """Estimate the values (m, d) of queries without neighbours: the mean, and the offset of each that is known from its
+    own mean, scaled as entries show. Arguments as of :func:`carried_on`."""
+    weights = torch.full((len(values), len(queries[0])), 1 / len(values), dtype=torch.float64)
+    left = torch.eye(len(values), dtype=torch.float64) - 1 / len(values)
+    pairs = [(e.double(), q.double()) for e, q in zip(entries, queries, strict=True)]
+    return _carried(weights, left, pairs, values.double())[1]
 
 
 def in_blocks(
@@ -84,7 +116,8 @@ def in_blocks(
             window = torch.exp(-apart / (4 * spread**2)).expand(channels, side, side).flatten().double()
             inside = (apart == 0).expand(channels, side, side).flatten()
             weights, left = _solved(*_kernels(keys * window, asked * window))
-            estimate[:, inside] = _carried(weights, left, [(keys[:, inside], asked[:, inside])], kept[:, inside])
+            _, found = _carried(weights, left, [(keys[:, inside], asked[:, inside])], kept[:, inside])
+            estimate[:, inside] = found
     return estimate.float()
 
 
@@ -125,14 +158,20 @@ def _solved(between: Tensor, towards: Tensor) -> tuple[Tensor, Tensor]:
     return weights, alone / alone.diagonal()[:, None]
 
 
-def _carried(weights: Tensor, left: Tensor, pairs: Sequence[tuple[Tensor, Tensor]], values: Tensor) -> Tensor:
-    """Apply weights to the values, and add what they leave of each query, scaled as entries show."""
-    columns = torch.stack([(left @ entries).flatten() for entries, _ in pairs], 1)
-    scales = torch.linalg.lstsq(columns, (left @ values).flatten()[:, None]).solution[:, 0]
+def _carried(
+    weights: Tensor, left: Tensor, pairs: Sequence[tuple[Tensor, Tensor]], values: Tensor
+) -> tuple[float, Tensor]:
+    """Apply weights to the values, and add what they leave of each query, scaled as entries show.
+
+    Returns:
+        The mean square of what the same leaves of entries, each explained by the others; and the estimate.
+    """
+    columns, of_values = torch.stack([(left @ entries).flatten() for entries, _ in pairs], 1), (left @ values).flatten()
+    scales = torch.linalg.lstsq(columns, of_values[:, None]).solution[:, 0]
     estimate = weights.T @ values
     for scale, (entries, queries) in zip(scales, pairs, strict=True):
         estimate = estimate + scale * (queries - weights.T @ entries)
-    return estimate
+    return float((of_values - columns @ scales).square().mean()), estimate
 
 
 WIDER: Mapping[str, Callable[[Seen, Seen, Tensor], Tensor]] = {
