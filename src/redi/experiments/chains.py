@@ -81,7 +81,7 @@ def finished(pipe: Any, base: KnowledgeBase) -> Tensor:
     parts = [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
     return torch.cat(
         [
-            network.prediction(base.values(part.tolist(), last), base.prompts(part.tolist()), last)
+            network.prediction(base.values(part.tolist(), last), conditioning(pipe, base.prompts(part.tolist())), last)
             for part in tqdm(parts, desc="last steps", unit="batch")
         ]
     )
@@ -102,12 +102,15 @@ def run_chain(
     """
     started = time.perf_counter()
     network, of_prompts = _Network(pipe, base), torch.as_tensor(noise_ids)
-    trails = {each: _trails(pipe, base, ends, each, chain.stops) for each in sorted(set(noise_ids))}
+    parts = [slice(start, start + _BATCH) for start in range(0, len(prompts), _BATCH)]
+    told = [conditioning(pipe, prompts[part]) for part in parts]
+    trails = {each: _trails(network, base, ends, each, chain.stops) for each in sorted(set(noise_ids))}
     reached = starts(pipe, base.noise_bank, noise_ids).double().cpu() * network.scheduler.init_noise_sigma
     seen: list[tuple[Tensor, Tensor]] = []
     for stop in tqdm(chain.stops, desc="stops", unit="stop"):
-        parts = [slice(start, start + _BATCH) for start in range(0, len(prompts), _BATCH)]
-        predicted = torch.cat([network.prediction(reached[part], prompts[part], stop) for part in parts])
+        predicted = torch.cat(
+            [network.prediction(reached[part], each, stop) for part, each in zip(parts, told, strict=True)]
+        )
         seen.append((reached.flatten(1), predicted.double().flatten(1)))
         reached = torch.empty_like(reached)
         for noise_id, entries in trails.items():
@@ -119,31 +122,27 @@ def run_chain(
     return pictures, [len(chain.stops)] * count, [True] * count, time.perf_counter() - started
 
 
-def _trails(pipe: Any, base: KnowledgeBase, ends: Tensor, noise_id: int, stops: Sequence[int]) -> Trails:
+def _trails(network: _Network, base: KnowledgeBase, ends: Tensor, noise_id: int, stops: Sequence[int]) -> Trails:
     rows = looked_at(base)
     own = base.noise_ids()[rows] == noise_id
     mine, keys = rows[own].tolist(), set(base.plan.key_steps)
-    scheduler = _scheduled(pipe, base)
-    start = starts(pipe, base.noise_bank, [noise_id] * len(mine)).float().cpu() * scheduler.init_noise_sigma
+    start = starts(network.pipe, base.noise_bank, [noise_id] * len(mine)).float().cpu()
     between = [
         (base.keys(mine, step) if step in keys else base.values(mine, step)).float().cpu()
         for step in range(1, base.plan.num_inference_steps)
     ]
-    return Trails(scheduler, [start, *between, ends[torch.from_numpy(own)].float()], stops)
-
-
-def _scheduled(pipe: Any, base: KnowledgeBase) -> Any:
-    scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
-    set_schedule(scheduler, as_built(base))
-    return scheduler
+    latents = [start * network.scheduler.init_noise_sigma, *between, ends[torch.from_numpy(own)].float()]
+    return Trails(network.scheduler, latents, stops)
 
 
 class _Network:
     """A pipeline's network and decoder, asked at latents of one's own as the base was built."""
 
     def __init__(self, pipe: Any, base: KnowledgeBase) -> None:
-        self.pipe, self.scheduler = pipe, _scheduled(pipe, base)
-        self.guidance = as_built(base)["guidance_scale"]
+        call = as_built(base)
+        self.pipe, self.scheduler = pipe, type(pipe.scheduler).from_config(pipe.scheduler.config)
+        set_schedule(self.scheduler, call)
+        self.guidance = call["guidance_scale"]
         facts = facts_for(self.scheduler)
         if not isinstance(facts, MultistepFacts) or float(self.scheduler.sigmas[-1]) != 0:
             raise UnsupportedError(
@@ -152,12 +151,11 @@ class _Network:
             )
         self.facts = facts
 
-    def prediction(self, latents: Tensor, prompts: Sequence[str], step: int) -> Tensor:
-        """Return the prediction of x_0 (b, ...) of latents after so many steps, by one call."""
+    def prediction(self, latents: Tensor, told: Tensor, step: int) -> Tensor:
+        """Return the prediction of x_0 (b, ...) after so many steps, by one call told as of :func:`conditioning`."""
         at, timestep = self.facts.reading(self.scheduler, step), self.scheduler.timesteps[step]
         with torch.inference_mode():
             here = latents.float().to(self.pipe.device)
-            told = conditioning(self.pipe, prompts)
             predicted = at.data(here, answer(self.pipe, told, self.guidance, timestep, here))
         return predicted.cpu()
 

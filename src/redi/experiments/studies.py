@@ -218,12 +218,9 @@ def chains() -> Study:
         3: [plain("dpm", 3), plain("dpm", 3, **_TRAILING), plain("deis", 3), plain("deis", 3, **_TRAILING)],
         4: [plain("dpm", 4), plain("dpm", 4, **_TRAILING), plain("deis", 4)],
     }
-    ours = {
-        3: [chained(SHORT_TRAILING, 0, 3, 6), chained(SHORTEST, 0, 2, 3)],
-        4: [chained(SHORT_TRAILING, 0, 3, 5, 8), chained(SHORTEST, 0, 1, 2, 3)],
-    }
-    by_none = {3: (0, 3, 6), 4: (0, 3, 5, 8)}
-    fitted = {calls: chained(SHORT_TRAILING, *stops, neighbours=False) for calls, stops in by_none.items()}
+    trailing, even = {3: (0, 3, 6), 4: (0, 3, 5, 8)}, {3: (0, 2, 3), 4: (0, 1, 2, 3)}
+    ours = {calls: [chained(SHORT_TRAILING, *trailing[calls]), chained(SHORTEST, *even[calls])] for calls in alone}
+    fitted = {calls: chained(SHORT_TRAILING, *stops, neighbours=False) for calls, stops in trailing.items()}
     measures = ("frechet", "faithfulness", "closeness")
     claims = [
         Claim(chain.label, rival.label, measure)

@@ -74,12 +74,11 @@ def carried_on(entries: Sequence[Tensor], queries: Sequence[Tensor], values: Ten
     """
     between, towards = _squared(entries[0], queries[0])
     pairs, kept = [(e.double(), q.double()) for e, q in zip(entries, queries, strict=True)], values.double()
-    found = []
+    median, found = _median(between), []
     for bandwidth in BANDWIDTHS:
-        scale = bandwidth * _median(between)
+        scale = bandwidth * median
         weights, left = _solved(_RULE.correlated(between, scale), _RULE.correlated(towards, scale))
-        error, estimate = _carried(weights, left, pairs, kept)
-        found.append((error, estimate))
+        found.append(_carried(weights, left, pairs, kept))
     return min(found, key=lambda each: each[0])[1]
 
 

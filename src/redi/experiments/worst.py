@@ -75,8 +75,12 @@ def worst_sheets(panels: Panels) -> dict[str, tuple[str, Image.Image]]:
             if only in ("*", group) or (only.startswith("!") and group != only[1:])
             for outcome in outcomes
         ]
-        apart = [(-far, group, outcome, place) for group, outcome in found for place, far in _farthest(outcome)]
-        apart.sort(key=lambda each: each[0])
+        apart = [
+            (far, group, outcome, place)
+            for group, outcome in found
+            for place, far in enumerate(outcome.apart["jump"].tolist())
+        ]
+        apart.sort(key=lambda each: -each[0])
         named = len({group for group, _ in found}) > 1 and panel != "objects"
         columns = [_column(outcome, place, group if named else "") for _, group, outcome, place in apart[:_WORST]]
         if columns:
@@ -84,11 +88,6 @@ def worst_sheets(panels: Panels) -> dict[str, tuple[str, Image.Image]]:
             sheet = page(columns, ["full", "ReDi"], per_band=5, heading=heading, least_side=_SIDE)
             sheets[name] = about, sheet.quantize(_COLORS)
     return sheets
-
-
-def _farthest(outcome: Outcome) -> list[tuple[int, float]]:
-    apart = outcome.apart["jump"]
-    return [(int(place), float(apart[place])) for place in np.argsort(-apart, kind="stable")[:_WORST]]
 
 
 def _column(outcome: Outcome, place: int, group: str) -> Column:
