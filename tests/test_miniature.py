@@ -159,7 +159,7 @@ def test_every_stage_trains_from_an_empty_folder_and_the_stock_pipeline_loads_th
     with pytest.raises(InputError, match="missing"):
         run.train("denoiser", steps=1)
     for name in STAGES:
-        run.train(name, steps=2)
+        run.train(name, steps=2, batch_size=4)
     target = run.export()
     for made in ("losses.png", "samples.png"):
         assert (tmp_path / made).stat().st_size > 1000
@@ -172,7 +172,7 @@ def test_a_further_training_goes_on_from_the_exported_weights_and_says_so(tmp_pa
     run = TrainingRun(tmp_path / "further", torch.device("cpu"), scenes=64)
     run.start_from(WEIGHTS)
     run.start_from(WEIGHTS)  # the second call finds the folder in use by itself
-    run.train("denoiser", steps=1)
+    run.train("denoiser", steps=1, batch_size=4)
     further = run.unet().state_dict()
     before = load_file(WEIGHTS / "unet" / "diffusion_pytorch_model.safetensors")
     assert all(torch.allclose(value, before[name].float(), atol=0.01) for name, value in further.items())
