@@ -1,18 +1,30 @@
 """Owns the README's figures and picture, made from what ``make demo`` and ``make bench`` left and from the results of
-``rivals``; nothing is typed in."""
+``rivals``; nothing is typed in.
+
+What they left is kept in ``results/bench/`` without what it says of each picture, and the figures are written from
+there, so that they can be written again anywhere.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+from redi.comparison import first_band
 from redi.experiments.defaults_section import against_fewer_steps
+from redi.results import write_json, write_picture
 
 ROOT = Path(__file__).parents[1]
+KEPT = ROOT / "results" / "bench"
+_LEFT = {"demo.json": "demo/report.json", "bench.json": "bench/results.json"}
+"""What is kept, and where it was left."""
+_ACROSS = 6
+"""Pictures side by side in the demo's comparison."""
 _BLOCK = re.compile(r"(<!-- figures: [^\n]* -->\n).*?(<!-- end of figures -->)", re.DOTALL)
 
 
@@ -76,18 +88,32 @@ def _line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def main() -> int:
-    """Rewrite the README's block and copy the picture."""
-    sources = [ROOT / each for each in ("demo/report.json", "bench/results.json", "results/small/rivals.json")]
-    for source in sources:
-        if not source.is_file():
-            print(f"{source.relative_to(ROOT)} is not there: run make demo bench first", file=sys.stderr)
-            return 1
+def block(readme: str) -> str:
+    """Return the README with its figures written again from what is kept.
+
+    Raises:
+        FileNotFoundError: Something was never kept.
+    """
+    sources = (KEPT / "demo.json", KEPT / "bench.json", ROOT / "results" / "small" / "rivals.json")
     demo, bench, rivals = (json.loads(source.read_text()) for source in sources)
-    readme = ROOT / "README.md"
-    readme.write_text(_BLOCK.sub(lambda block: block[1] + figures(demo, bench, rivals) + block[2], readme.read_text()))
-    (ROOT / "docs" / "images").mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(ROOT / "demo" / "comparison.png", ROOT / "docs" / "images" / "demo.png")
+    return _BLOCK.sub(lambda found: found[1] + figures(demo, bench, rivals) + found[2], readme)
+
+
+def main() -> int:
+    """Keep what there is, rewrite the README's block and its picture."""
+    for name, left in _LEFT.items():
+        if (ROOT / left).is_file():
+            told = json.loads((ROOT / left).read_text())
+            write_json(KEPT / name, {key: value for key, value in told.items() if key != "pictures"})
+        elif not (KEPT / name).is_file():
+            print(f"{left} is not there: run make demo bench first", file=sys.stderr)
+            return 1
+    readme, picture = ROOT / "README.md", ROOT / "demo" / "comparison.png"
+    readme.write_text(block(readme.read_text()))
+    if picture.is_file():
+        prompts = json.loads((KEPT / "demo.json").read_text())["outcomes"][0]["prompts"]
+        shown = first_band(Image.open(picture), -(-prompts // _ACROSS))
+        write_picture(ROOT / "docs" / "images" / "demo.png", shown)
     return 0
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from redi.comparison import Column, first_band, page
 from redi.errors import InputError
 from redi.pipelines import miniature_folder
 
@@ -38,3 +39,9 @@ def test_held_out_prompts_are_in_no_base() -> None:
 
     base, asked = captions(500, seed=11, held_out=False), captions(50, seed=12, held_out=True)
     assert not {each.canonical() for each in base.values()} & {each.canonical() for each in asked.values()}
+
+
+def test_the_first_band_of_a_page_is_a_page_of_its_own() -> None:
+    columns = [Column(f"prompt {n}", (Image.new("RGB", (8, 8), (n, 2 * n, 3 * n)),) * 2, ("", "")) for n in range(8)]
+    whole, first = (page(each, ["full", "ReDi"], heading="pictures") for each in (columns, columns[:6]))
+    assert first_band(whole, 2).tobytes() == first.tobytes()

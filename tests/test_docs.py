@@ -30,6 +30,7 @@ DOCUMENTS = (
     "docs/pipelines.md",
     "docs/operations.md",
     "docs/experiments.md",
+    "docs/results.md",
     "docs/benchmarks.md",
 )
 

@@ -80,6 +80,18 @@ def test_a_sampling_that_is_there_is_not_run_again(laboratory: Laboratory, resul
     assert other.cost([FULL]).calls == 6 * 5 * 2, "another scale's samples are other samples"
 
 
+def test_a_sheet_runs_no_more_than_the_pictures_that_it_shows(laboratory: Laboratory) -> None:
+    sampling = plain("dpm", 7)
+    assert not laboratory.has_first(sampling)
+    alone = laboratory.first(sampling)
+    assert laboratory.has_first(sampling)
+    assert laboratory.cost([sampling]).calls == 7 * 4 * 2, "its samples are still to be run"
+    assert set(alone.calls) == {7}
+    samples = laboratory.sample(sampling, 0)
+    assert np.array_equal(alone.pictures, samples.shown)
+    assert np.array_equal(laboratory.first(sampling).pictures, samples.shown)
+
+
 @pytest.mark.parametrize("name", ["quadratic", "align-your-steps"])
 def test_a_spacing_of_timesteps_is_what_the_solver_runs_on(
     laboratory: Laboratory, name: str, monkeypatch: pytest.MonkeyPatch

@@ -64,6 +64,13 @@ def page(
     return sheet
 
 
+def first_band(sheet: Image.Image, bands: int) -> Image.Image:
+    """Return the top of what :func:`page` laid out under a heading in so many bands: the heading and the first."""
+    top, spare = _MARGIN + 2 * _TEXT + _GAP, _MARGIN - _GAP
+    band = (sheet.height - top - spare) // bands
+    return sheet.crop((0, 0, sheet.width, top + band + spare))
+
+
 def _draw_column(
     sheet: Image.Image,
     pen: ImageDraw.ImageDraw,

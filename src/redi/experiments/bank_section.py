@@ -43,7 +43,7 @@ def bank_section(result: Mapping[str, Any], images: Path) -> str:
         f"Whatever the bank, loss = {rule['a']:.2f} n^-{rule['b']['value']:.3f} "
         f"[{rule['b']['low']:.3f}, {rule['b']['high']:.3f}], n entries of each noise; no point is farther from it than "
         f"{rule['off']:.0%}. Entries of each noise for a loss of {needed}; beyond {_most(result)} that is "
-        "extrapolated. A bank of M noises needs M times as many."
+        "extrapolated and tells an order of magnitude at best. A bank of M noises needs M times as many."
     )
     return "\n".join([*lines, "", said, "", f"![Loss over entries of each noise](images/{image.name})\n"])
 
@@ -69,13 +69,16 @@ def _draw(result: Mapping[str, Any], figure: Any) -> None:
     for noises in sorted({row["noises"] for row in rows}):
         own = [row for row in rows if row["noises"] == noises]
         counts = [row["entries"] for row in own]
-        for axis, measure in zip(axes, ("loss", "faithfulness"), strict=False):
-            axis.plot(counts, [row[measure]["value"] for row in own], "o-", label=f"{noises} noises")
+        label = f"{noises} noise{'s' if noises > 1 else ''}"
+        axes[0].plot(counts, [row["loss"]["value"] for row in own], "o-", label=label)
+        told = [row["faithfulness"] for row in own]
+        bars = [[e["value"] - e["low"] for e in told], [e["high"] - e["value"] for e in told]]
+        axes[1].errorbar(counts, [e["value"] for e in told], bars, marker="o", elinewidth=0.6, capsize=2, label=label)
     counts = sorted({row["entries"] for row in rows})
     rule = result["fit"]
     axes[0].plot(counts, [rule["a"] * count ** -rule["b"]["value"] for count in counts], "k--", label="rule")
     axes[2].plot([row["loss"]["value"] for row in rows], [row["closeness"]["value"] for row in rows], "o")
-    axes[0].set(xlabel="entries of each noise", ylabel="loss at x_v", xscale="log", yscale="log")
+    axes[0].set(xlabel="entries of each noise", ylabel="loss at x_v", xscale="log")
     axes[1].set(xlabel="entries of each noise", ylabel="faithful", xscale="log")
     axes[2].set(xlabel="loss at x_v", ylabel="distance to the full run")
     axes[0].legend(fontsize=7)

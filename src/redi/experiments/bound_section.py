@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any
 
 from redi.experiments.plots import write_plots
 
-_BOUND = "L of each step, and mu"
-_PLOTTED = ("distance at the key", "L of each step", _BOUND)
+BOUND = "L of each step, and mu"
+"""The predictor that is the whole bound."""
+_PLOTTED = ("distance at the key", "L of each step", BOUND)
 _VACUOUS = 10
 
 
@@ -47,16 +49,17 @@ def bound_section(result: Mapping[str, Any], images: Path) -> str:
 
 def _verdict(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return what the full bound is worth, in words that the figures choose."""
-    bounds = [row for row in rows if row["predictor"] == _BOUND]
-    steps = [str(row["value_step"]) for row in bounds if row["ratio"] > _VACUOUS]
-    worse = [str(row["value_step"]) for row in bounds if row["gain"]["high"] < 0]
-    better = [str(row["value_step"]) for row in bounds if row["gain"]["low"] > 0]
-    said = [
-        f"With mu, the bound is more than {_VACUOUS} times too large, so vacuous, at v = {', '.join(steps) or 'none'}."
-    ]
-    said.append(f"It ranks queries worse than the distance at the key at v = {', '.join(worse) or 'none'}, better at")
-    said.append(f"v = {', '.join(better) or 'none'}, outside the interval of the difference.")
-    return said
+    bounds = [row for row in rows if row["predictor"] == BOUND]
+    vacuous = [row["value_step"] for row in bounds if row["ratio"] > _VACUOUS]
+    found = {"worse": [row["value_step"] for row in bounds if row["gain"]["high"] < 0]}
+    found["better"] = [row["value_step"] for row in bounds if row["gain"]["low"] > 0]
+    told = [f"{word} at v = {', '.join(map(str, steps))}" for word, steps in found.items() if steps]
+    said = (
+        f"With mu, the bound is more than {_VACUOUS} times too large, so says nothing, at v = "
+        f"{', '.join(map(str, vacuous)) or 'none'}. Against the distance at the key, it ranks queries "
+        f"{' and '.join(told) or 'no differently'} (outside the interval of the difference)."
+    )
+    return textwrap.wrap(said, 120, break_on_hyphens=False)
 
 
 def _draw(result: Mapping[str, Any], figure: Any) -> None:
@@ -68,6 +71,6 @@ def _draw(result: Mapping[str, Any], figure: Any) -> None:
             axis.plot(row["predicted"], row["observed"], ".", label=f"v = {row['value_step']}")
         ends = [numbers(row["observed"]) for row in rows for numbers in (min, max)]
         axis.plot([min(ends), max(ends)], [min(ends), max(ends)], color="black", linewidth=1, label="equal")
-        axis.set(xlabel=name, xscale="log", yscale="log")
+        axis.set(xlabel=f"predicted: {name}", xscale="log", yscale="log")
     axes[0].set(ylabel="observed distance at v")
     axes[0].legend(fontsize=7)

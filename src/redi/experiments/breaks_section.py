@@ -15,10 +15,11 @@ def breaks_section(result: Mapping[str, Any], images: Path) -> str:
         f"## Where it breaks ({result['jump']})",
         "",
         f"Against the run in full of the same prompts from the same noises, {scale['replicates']} banks. Objects, "
-        f"style and distance part the {scale['prompts']} held-out prompts of each bank, with {scale['entries']} "
-        f"entries; the other panels have {entries} entries and the first {result['queries']} prompts of each. *From "
-        "full* is the distance of features to the run in full. *Gated* is the same with the default gate, where a "
-        "picture may run in full. - marks what is worse than the run in full outside the interval.",
+        f"style and distance split the {scale['prompts']} held-out prompts of each bank into groups, with "
+        f"{scale['entries']} entries; the other panels have {entries} entries and the first {result['queries']} "
+        "prompts of each. *From full* is the distance of features to the run in full. *Gated* is the same with the "
+        "default gate, where a picture may run in full. - marks what is worse than the run in full outside the "
+        "interval.",
         "",
         "| panel | group | n | full | jump | difference | from full | gated | from full | calls |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",

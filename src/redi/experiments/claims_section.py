@@ -6,16 +6,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from redi.experiments.bound_section import BOUND
 from redi.experiments.defaults_section import listed
 from redi.experiments.estimators import NO_NEIGHBOURS
 from redi.experiments.pareto_section import REACHED, as_good_as_the_full, fewest_calls, near_the_full
 from redi.experiments.quality import best
+from redi.experiments.styles_section import MEASURES as STYLED
 
 Results = Mapping[str, Mapping[str, Any]]
 _HOLDS = {True: "yes", False: "no"}
 _SHARE, _FEW = 0.65, 5
 _PLACES = {"frechet": ".2f", "faithfulness": ".1%", "closeness": ".2f", "at_value": ".2f"}
-_NAMES = {"frechet": "Frechet", "faithfulness": "faithful", "closeness": "from full", "at_value": "x_v apart"}
+NAMES = {"frechet": "Frechet", "faithfulness": "faithful", "closeness": "from full", "at_value": "x_v apart"}
+"""What tables call each measure."""
 
 
 def claims_section(results: Results) -> str:
@@ -52,7 +55,7 @@ def _tested(result: Mapping[str, Any]) -> list[Cells]:
 def _difference(claim: Mapping[str, Any]) -> str:
     form, apart = _PLACES[claim["measure"]], claim["difference"]
     low, high = (f"{apart[end]:{form}}" for end in ("low", "high"))
-    return f"{_NAMES[claim['measure']]} {apart['value']:+{form}} [{low}, {high}]"
+    return f"{NAMES[claim['measure']]} {apart['value']:+{form}} [{low}, {high}]"
 
 
 def _holds(each: Sequence[bool]) -> str:
@@ -70,14 +73,16 @@ def _of_few_calls(result: Mapping[str, Any]) -> list[Cells]:
         counts = {verdict: sum(each["verdict"] == verdict for each in few) for verdict in ("better", "worse")}
         even = len(few) - sum(counts.values())
         said = f"better with {counts['better']}, even with {even}, worse with {counts['worse']} of these numbers"
-        claim = f"with 3 to 8 calls the best jump beats the best solver alone in {_NAMES[measure]}"
+        claim = f"with 3 to 8 calls the best jump beats the best solver alone in {NAMES[measure]}"
         found.append((claim, said, _HOLDS[counts["better"] == len(few)]))
     for measure in ("frechet", "faithfulness"):
         needed = {calls: fewest_calls(result["rows"], measure, calls) for calls in REACHED}
-        said = "; ".join(f"{calls}: {'no jump' if few is None else f'{few:.4g}'}" for calls, few in needed.items())
+        said = "; ".join(
+            f"{'no jump' if few is None else f'{few:.4g}'} instead of {calls}" for calls, few in needed.items()
+        )
         claim = (
-            f"what it reaches with {listed(REACHED)} calls a jump reaches with {_SHARE} times as many, "
-            f"in {_NAMES[measure]}"
+            f"a jump needs at most {_SHARE} times the calls of the best solver alone for what that reaches with "
+            f"{listed(REACHED)} calls, in {NAMES[measure]}, as measured (whatever the intervals)"
         )
         found.append((claim, said, _holds([few is not None and few <= _SHARE * n for n, few in needed.items()])))
     return found
@@ -95,13 +100,15 @@ def _of_chains(result: Mapping[str, Any]) -> list[Cells]:
     for (ours, alone), measures in compared.items():
         told = {each: [verdict == "better" for verdict in measures[each]] for each in ("frechet", "faithfulness")}
         said = "; ".join(
-            f"{_NAMES[measure]} better than {each.count('better')}, even with {each.count('no difference')}, "
+            f"{NAMES[measure]} better than {each.count('better')}, even with {each.count('no difference')}, "
             f"worse than {each.count('worse')}"
             for measure, each in measures.items()
         )
-        rivals = "each well-spaced solver alone with as many" if alone else "the same by no neighbours"
+        many = len(measures["frechet"])
+        rivals = f"each of {many} solvers alone with as many" if alone else "the same by no neighbours"
         holds = _holds([won for each in told.values() for won in each])
-        found.append((f"several jumps, {ours} ({rows[ours]['calls']:.4g} calls), beat {rivals}", said, holds))
+        beat = f"beat {rivals} in Frechet and faithful"
+        found.append((f"several jumps, {ours} ({rows[ours]['calls']:.4g} calls), {beat}", said, holds))
     return found
 
 
@@ -131,8 +138,60 @@ def _of_the_gate(result: Mapping[str, Any]) -> list[Cells]:
     )
     return [
         ("`redi calibrate` keeps the loss asked for", f"kept {sum(kept)} times of {len(kept)}", _holds(kept)),
-        ("its plans beat every fixed plan, and lots between two, of as many calls", said, _holds(won)),
+        (
+            "its plans lose less than the best that fixed plans of as many calls do, one for all or two at random",
+            said,
+            _holds(won),
+        ),
     ]
+
+
+def _of_the_bound(result: Mapping[str, Any]) -> list[Cells]:
+    """Return a line on the paper's section 7: whether the bound tells more than the distance that it starts from."""
+    rows = [row for row in result["rows"] if row["predictor"] == BOUND]
+    ratios, ranks = [row["ratio"] for row in rows], [row["correlation"]["value"] for row in rows]
+    gains = [row["gain"] for row in rows]
+    said = (
+        f"too large by {min(ratios):.3g} to {max(ratios):.3g} times; rank correlation {min(ranks):.2f} to "
+        f"{max(ranks):.2f}, higher than the distance's at {sum(each['low'] > 0 for each in gains)} of {len(rows)} "
+        f"value steps, lower at {sum(each['high'] < 0 for each in gains)}"
+    )
+    claim = "the error bound tells how far apart trajectories come better than the distance at the key (section 7)"
+    return [(claim, said, _holds([each["low"] > 0 for each in gains]))]
+
+
+def _of_styles(result: Mapping[str, Any]) -> list[Cells]:
+    """Return a line for each jump to a style, on figure 4: comparable content and style, a layout more alike."""
+    found = []
+    for row in (row for row in result["rows"] if row["style"] == "all" and row["label"].startswith("ReDi")):
+        apart = {name: row[f"{measure}_against_full"] for measure, name in STYLED.items()}
+        said = "; ".join(
+            f"{name} {each['value']:+.1%} [{each['low']:.1%}, {each['high']:.1%}]" for name, each in apart.items()
+        )
+        held = [apart["content"]["high"] >= 0, apart["style"]["high"] >= 0, apart["layout"]["low"] > 0]
+        claim = f"a new style, {row['label']}: content and style no worse than in full, layout more alike (figure 4)"
+        found.append((claim, said, _holds(held)))
+    return found
+
+
+def _of_figure6(result: Mapping[str, Any]) -> list[Cells]:
+    """Return a line on the paper's figure 6, whose four sentences are told of faithfulness and of x_v."""
+    ends = {panel: result["ends"][panel]["faithfulness"] for panel in ("size", "value", "key")}
+    points: dict[Any, dict[int, float]] = {}
+    for row in result["rows"]:
+        place = (row["share"], row["key_step"], row["value_step"])
+        points.setdefault(place, {})[row["neighbors"]] = row["at_value"]["value"]
+    most = max(row["neighbors"] for row in result["rows"])
+    nearer = sum(each[most] < each[1] for each in points.values())
+    names = {"size": "largest base", "value": "longest jump", "key": "latest key"}
+    told = [f"{names[each]} {v['value']:+.1%} [{v['low']:.1%}, {v['high']:.1%}]" for each, v in ends.items()]
+    said = f"faithful, against the other end: {'; '.join(told)}; H={most} nearer than 1 at {nearer} of {len(points)}"
+    held = [ends["size"]["low"] > 0, ends["value"]["high"] < 0, ends["key"]["high"] < 0, nearer == len(points)]
+    claim = (
+        f"figure 6, {result['title']}: a larger base is better, a longer jump and a later key are worse, "
+        "more neighbours are nearer to x_v"
+    )
+    return [(claim, said, _holds(held))]
 
 
 def _why(results: Results) -> list[str]:
@@ -142,8 +201,9 @@ def _why(results: Results) -> list[str]:
         rows = [row for row in results["bank"]["rows"] if not row["alien"] and row["noises"] == 1]
         few, many = rows[0], rows[-1]
         said.append(
-            f"more entries hardly help: {few['entries']} of a noise leave {few['loss']['value']:.3f} of x_v's distance "
-            f"to the noise's mean, {many['entries']} leave {many['loss']['value']:.3f}"
+            f"More entries hardly help: with {few['entries']} of a noise the estimate of x_v is off by "
+            f"{few['loss']['value']:.0%} of what the mean of the noise's values is off by, with {many['entries']} by "
+            f"{many['loss']['value']:.0%}."
         )
     if "estimates" in results:
         errors: dict[str, list[float]] = {}
@@ -152,25 +212,26 @@ def _why(results: Results) -> list[str]:
         most, default = max(map(len, errors.values())), results["estimates"]["default"]
         means = {name: sum(each) / most for name, each in errors.items() if len(each) == most}
         name = min(means, key=means.__getitem__)
+        without = f", without any neighbours by {means[NO_NEIGHBOURS]:.1%}" if NO_NEIGHBOURS in means else ""
         said.append(
-            f"nor do other estimates of x_v from the same entries: of {len(errors)} the best, *{name}*, leaves "
-            f"{means[name]:.3f} where *{default}* leaves {means[default]:.3f}"
-            + (f" and *{NO_NEIGHBOURS}*, {means[NO_NEIGHBOURS]:.3f}" if NO_NEIGHBOURS in means else "")
+            f"Nor do other estimates of x_v from the same entries: the best of {len(errors)}, *{name}*, is off by "
+            f"{means[name]:.1%} of that, *{default}* by {means[default]:.1%}{without}."
         )
     if "breaks" in results:
         objects = [row for row in results["breaks"]["rows"] if row["panel"] == "objects"]
         told = ", ".join(f"{row['difference']['value']:+.1%} with {row['group']}" for row in objects)
-        said.append(f"what is lost is lost where a picture has several objects (faithful {told})")
+        said.append(f"What is lost is lost where a picture has several objects: faithful {told}.")
     if "rivals" in results:
         rivals = results["rivals"]
         (full,) = (row for row in rivals["rows"] if row["label"] == rivals["full"])
         alone = best(rivals["rows"], "faithfulness", _FEW, jumps=False)
         if alone:
             said.append(
-                f"few steps leave little to win: {alone['label']} alone has {alone['faithfulness']['value']:.1%} with "
-                f"{_FEW} calls, {full['label']} {full['faithfulness']['value']:.1%}"
+                f"Few steps leave little to win: {alone['label']} alone is {alone['faithfulness']['value']:.1%} "
+                f"faithful with {_FEW} calls, {full['label']} {full['faithfulness']['value']:.1%} with "
+                f"{full['calls']:.0f}."
             )
-    return [f"Why not, where it doesn't: {'; '.join(said)}."] if said else []
+    return ["Why not, where it doesn't:", "", *(f"- {each}" for each in said)] if said else []
 
 
 _CLAIMS: tuple[tuple[str, Callable[[Mapping[str, Any]], list[Cells]]], ...] = (
@@ -181,5 +242,10 @@ _CLAIMS: tuple[tuple[str, Callable[[Mapping[str, Any]], list[Cells]]], ...] = (
     ("chains", _of_chains),
     ("estimates", _of_retrieval),
     ("gate", _of_the_gate),
+    ("styles", _of_styles),
+    ("bound", _of_the_bound),
+    ("figure6-short", _of_figure6),
+    ("figure6", _of_figure6),
+    ("figure6-pndm", _of_figure6),
 )
 """The study of each claim, and what tells of it."""

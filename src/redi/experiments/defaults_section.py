@@ -36,9 +36,12 @@ def _plan(results: Results) -> str:
     ours = _jump(results["table1"], recording, plan.key_step, plan.value_steps[-1], weights=DEFAULT_WEIGHTS)
     paper = _jump(results["table1"], PNDM, 10, 40, weights=DEFAULT_WEIGHTS)
     alone, usual = (_labelled(results["table1"], label) for label in ("pndm-20", "pndm-40"))
+    whole = _labelled(results["rivals"], recording.solver.label)
     return (
-        f"{ours['calls']:.0f} calls of PNDM: {_two(ours)}; the paper's plan from 10 to 40 of 50 {_two(paper)}; PNDM "
-        f"alone {_two(alone)} with as many, {_two(usual)} with {usual['calls']:.0f}"
+        f"{ours['calls']:.0f} calls of PNDM instead of {usual['calls']:.0f}: {_two(ours)}, where those have "
+        f"{_two(usual)}. Most of that is the shorter schedule: all of its steps take {whole['calls']:.0f} calls, and "
+        f"PNDM alone with {alone['calls']:.0f} has {_two(alone)}. The paper's plan, from 10 to 40 of 50, has as many "
+        f"calls and {_two(paper)}"
     )
 
 
@@ -46,8 +49,8 @@ def _weights(results: Results) -> str:
     ours, paper = (_jump(results["table2"], DPM, 5, 15, **each) for each in _RULES)
     late, theirs = (_jump(results["table1"], PNDM, 10, 40, **each) for each in _RULES)
     return (
-        f"at 10 calls of DPM-Solver++ they give {_two(ours)} against {_two(paper)} of the paper's two neighbours; "
-        f"at 21 calls of PNDM {_two(late)} against {_two(theirs)}"
+        f"With {ours['calls']:.0f} calls of DPM-Solver++ they give {_two(ours)}, the paper's two neighbours "
+        f"{_two(paper)}; with {late['calls']:.0f} calls of PNDM {_two(late)} against {_two(theirs)}"
     )
 
 
@@ -64,43 +67,45 @@ def _neighbors(results: Results) -> str:
     better = {name: sum(each[name]["high"] < 0 for each in apart) for name in ("frechet", "closeness")}
     faithful = sum(each["faithfulness"]["low"] > 0 for each in apart)
     return (
-        f"the mean distance to the prompt's own x_v, as a share of the noise's mean's: {told or 'not among the rows'}; "
-        "more are a little nearer, and each of them is read from the base for every picture. Of the "
-        f"{len(apart)} estimates that are nearer, {better['frechet']} make pictures of less Frechet distance, "
-        f"{faithful} more faithful ones, and {better['closeness']} such as are nearer to the run in full"
+        f"The mean distance to the prompt's own x_v, as a share of the noise's mean's: {told or 'not among the rows'}. "
+        "More are a little nearer, but each of them is read from the base for every picture, and of the "
+        f"{len(apart)} nearest estimates {better['frechet']} make pictures of less Frechet distance, {faithful} more "
+        f"faithful ones, and {better['closeness']} such as are nearer to the run in full"
     )
 
 
 def _key(results: Results) -> str:
     ours, text = (_jump(results["table3"], DPM, 5, 10, neighbors=2, key=key) for key in ("trajectory", "text"))
-    return (
-        f"at 15 calls {ours['faithfulness']['value']:.1%} faithful and {ours['closeness']['value']:.2f} from the run "
-        f"in full, against {text['faithfulness']['value']:.1%} and {text['closeness']['value']:.2f} of a text key"
-    )
-
-
-def _key_step(results: Results) -> str:
     told = []
     for recording in (SHORT, SHORT_TRAILING):
-        found = [(key, _jump(results["rivals"], recording, key, key + 4, weights=DEFAULT_WEIGHTS)) for key in (1, 2, 3)]
+        found = [(key, _jump(results["keys"], recording, key, key + 4, weights=DEFAULT_WEIGHTS)) for key in (1, 2, 3)]
         told.append("; ".join(f"after {key} {_two(row)}" for key, row in found))
-    return f"of 10 steps, all at 6 calls: {told[0]}; on trailing timesteps {told[1]}"
+    return (
+        f"With {ours['calls']:.0f} calls it has {_two(ours)}, {ours['closeness']['value']:.2f} from the run in full, "
+        f"a text key {_two(text)}, {text['closeness']['value']:.2f} from it (Frechet distance does not see the "
+        f"prompt). Of 10 steps, all at 6 calls: {told[0]}; on trailing timesteps {told[1]}. Later keys are nearer to "
+        "the run in full, and their jumps go farther"
+    )
 
 
 def _value_step(results: Results) -> str:
     rows = [(v, _jump(results["table2"], DPM, 5, v, weights=DEFAULT_WEIGHTS)) for v in (8, 10, 13, 15)]
     told = "; ".join(f"to {v} ({row['calls']:.0f} calls) {_two(row)}" for v, row in rows)
-    return f"of 20 steps, key after 5: {told}; the run in full {_two(_labelled(results['table2'], 'dpm-20'))}"
+    return f"Of 20 steps, key after 5: {told}; the run in full {_two(_labelled(results['table2'], 'dpm-20'))}"
 
 
 def _schedule(results: Results) -> str:
-    short, trailing = (
-        _jump(results["rivals"], recording, 3, 5, weights=DEFAULT_WEIGHTS) for recording in (SHORT, SHORT_TRAILING)
-    )
+    told = []
+    for value_step in (5, 8):
+        leading, trailing = (
+            _jump(results["rivals"], recording, 3, value_step, weights=DEFAULT_WEIGHTS)
+            for recording in (SHORT, SHORT_TRAILING)
+        )
+        told.append(f"{_two(leading)} with {leading['calls']:.0f} calls, on trailing timesteps {_two(trailing)}")
     long = _jump(results["table2"], DPM, 5, 15, weights=DEFAULT_WEIGHTS)
     return (
-        f"a base of 10 steps gives {_two(short)} with {short['calls']:.0f} calls, with trailing instead of leading "
-        f"timesteps {_two(trailing)}; one of 20 {_two(long)} with 10"
+        f"A base of 10 steps gives {'; '.join(told)}; one of 20 steps {_two(long)} with {long['calls']:.0f}. Trailing "
+        "timesteps have the lower Frechet distances and, with few calls, the less faithful pictures"
     )
 
 
@@ -121,12 +126,12 @@ def against_fewer_steps(results: Results) -> str:
     short = [
         e["calls"] for e in found if (e["measure"], e["rival_against_full"]["verdict"]) == ("faithfulness", "worse")
     ]
-    room = f"with {listed(short)} calls only" if short else "with none of these"
+    room = f"only with {listed(short)} calls" if short else "with none of these numbers of calls"
     return (
         f"the best jump against the best solver alone with as many calls, on the same pictures: {'; '.join(told)} "
         "(even: the interval of the difference holds zero). Where it is behind, fewer steps of a well-spaced solver "
-        "are the better buy on this model, which a few steps already serve: in faithfulness the best solver alone is "
-        f"behind {results['rivals']['full']} {room}, and elsewhere leaves no room"
+        f"are the better buy. This model needs few: the best solver alone is less faithful than "
+        f"{results['rivals']['full']} {room}, so that elsewhere nothing can be clearly better"
     )
 
 
@@ -142,8 +147,8 @@ def _noises(results: Results) -> str:
     alien = next(row for row in bank["rows"] if row["alien"])
     told = ", ".join(f"{row['loss']['value']:.3f} with {noises}" for noises, row in most.items())
     return (
-        f"so many pictures of one prompt differ. What that costs is little: x_v's loss, of {bank['scale']['entries']} "
-        f"entries, is {told} noises; entries of other noises are of no use ({alien['loss']['value']:.3f})"
+        f"So many different pictures one prompt can have, at little cost: x_v's loss, of {bank['scale']['entries']} "
+        f"entries in all, is {told} noises; entries of other noises are of no use ({alien['loss']['value']:.3f})"
     )
 
 
@@ -154,19 +159,26 @@ def _values(results: Results) -> str:
         )
         for values in ("float16", "int8")
     )
-    return f"float16; int8 takes half the bytes at {_two(less)} against {_two(exact)}"
+    return (
+        f"As recorded, because a copy of fewer bits can always be made and never taken back: int8 has half the bytes "
+        f"and {_two(less)} where they have {_two(exact)}"
+    )
 
 
 def _gate(results: Results) -> str:
     gate = results["gate"]
     kept = sum(row["verdict"] == "kept" for row in gate["promises"])
     won, lost = (sum(row["against_fixed"] == each for row in gate["promises"]) for each in ("better", "worse"))
-    areas = [f"{row['area']:.2f}" for row in gate["scores"] if row["score"] == "distance" and row["area"] is not None]
+    areas = [
+        f"{row['area']:.2f} to {row['value_step']}"
+        for row in gate["scores"]
+        if row["score"] == "distance" and row["area"] is not None
+    ]
     return (
-        f"a quantile of the base's own distances; the distance tells harmed pictures with ROC areas of "
-        f"{', '.join(areas)}; calibrated, the loss asked for is kept in {kept} of {len(gate['promises'])} cases and "
-        f"every fixed plan, and lots between two of them, beaten in {won} and not reached in {lost}: on this model the "
-        "scores say little of the loss"
+        "A limit to how far away a neighbour may be, as a quantile of the base's own distances, so that it means the "
+        f"same on every model. On this one the distance says little of harm: ROC areas of {', '.join(areas)} (0.5 is "
+        f"chance). Calibrated plans keep the loss asked for in {kept} of {len(gate['promises'])} cases, and lose less "
+        f"than fixed plans of as many calls in {won}, more in {lost}"
     )
 
 
@@ -175,19 +187,22 @@ _LINES: tuple[tuple[str, tuple[str, ...], Callable[[Results], str]], ...] = (
     (
         f"Plan of `redi build`: {DEFAULT_PLAN.num_inference_steps} steps, key after {DEFAULT_PLAN.key_step}, values "
         f"after {listed(DEFAULT_PLAN.value_steps)}.",
-        ("table1",),
+        ("table1", "rivals"),
         _plan,
     ),
     (f"Weights: {DEFAULT_WEIGHTS}, not least squares.", ("table1", "table2"), _weights),
     (f"Neighbours: {combiner(DEFAULT_WEIGHTS).default_neighbors}.", ("estimates",), _neighbors),
-    ("Key: the trajectory, not the text.", ("table3",), _key),
-    ("Key step: early; a later one makes no more faithful pictures with as many calls.", ("rivals",), _key_step),
-    ("Value step: a little after the key; the farther the jump, the more is lost.", ("table2",), _value_step),
-    ("Schedule: a short one; on trailing timesteps where the scheduler has them.", ("rivals", "table2"), _schedule),
+    ("Key: the trajectory, not the text, after few steps.", ("table3", "keys"), _key),
+    (
+        "Value step: a little after the key; the farther the jump, the fewer faithful pictures.",
+        ("table2",),
+        _value_step,
+    ),
+    ("Schedule: a short one.", ("rivals", "table2"), _schedule),
     ("Against fewer steps:", ("rivals",), against_fewer_steps),
-    ("Gate:", ("gate",), _gate),
+    ("Gate.", ("gate",), _gate),
     (f"Noises: {signature(build).parameters['noises'].default}.", ("bank",), _noises),
-    ("Values:", ("smaller",), _values),
+    ("Values: float16.", ("smaller",), _values),
 )
 
 

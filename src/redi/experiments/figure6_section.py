@@ -31,11 +31,12 @@ def figure6_section(result: Mapping[str, Any], images: Path) -> str:
     lines = [
         f"## Figure 6: base size, value step, key step, neighbours ({result['title']})",
         "",
-        f"The paper's least squares, {scale['replicates']} banks of {scale['noises']} noises; {result['queries']} "
-        "held-out prompts in all, x_v on",
-        f"{scale['replicates'] * scale['prompts']}. So few pictures make Frechet distances larger than those of the "
+        f"The paper's least squares, {scale['replicates']} banks of {scale['noises']} noises; pictures of "
+        f"{result['queries']} held-out prompts in all, x_v",
+        f"of {scale['replicates'] * scale['prompts']}. So few pictures make Frechet distances larger than those of the "
         "tables above; they compare with each",
-        f"other only. The run in full has {_cell(full, 'frechet')} and {_cell(full, 'faithfulness')} faithful. "
+        "other only, and the plot leaves their intervals out. The run in full has "
+        f"{_cell(full, 'frechet')} and {_cell(full, 'faithfulness')} faithful. "
         "Smaller bases hold the",
         "first entries of each noise. *No difference* is where the interval of the",
         "difference, on the same prompts, holds zero.",
@@ -97,7 +98,8 @@ def _cell(row: _Row, measure: str) -> str:
 
 
 def _draw(result: Mapping[str, Any], figure: Any) -> None:
-    """Draw three measures over the axis of each panel, a line for each H."""
+    """Draw three measures over the axis of each panel, a line for each H; without the intervals of Frechet distances,
+    which are several times as high as the plot."""
     measures = ("faithfulness", "frechet", "closeness")
     axes: Any = figure.subplots(len(measures), len(_AXES))
     for column, (panel, (name, axis_of)) in zip(axes.T, _AXES.items(), strict=True):
@@ -106,10 +108,11 @@ def _draw(result: Mapping[str, Any], figure: Any) -> None:
             own = [row for row in rows if row["neighbors"] == count]
             for axis, measure in zip(column, measures, strict=True):
                 found = [row[measure] for row in own]
+                bars = [[e["value"] - e["low"] for e in found], [e["high"] - e["value"] for e in found]]
                 axis.errorbar(
                     [axis_of(row) for row in own],
                     [each["value"] for each in found],
-                    yerr=[[e["value"] - e["low"] for e in found], [e["high"] - e["value"] for e in found]],
+                    yerr=None if measure == "frechet" else bars,
                     label=f"H={count}",
                     marker=".",
                     linewidth=1,
@@ -117,5 +120,5 @@ def _draw(result: Mapping[str, Any], figure: Any) -> None:
                     capsize=2,
                 )
         for axis, measure in zip(column, measures, strict=True):
-            axis.set(xlabel=name, ylabel=_MEASURES[measure][0])
+            axis.set(xlabel=name, ylabel=_MEASURES[measure][0], xticks=sorted({axis_of(row) for row in rows}))
     axes[0][0].legend(fontsize=7)

@@ -34,9 +34,11 @@ def gate_section(result: Mapping[str, Any], images: Path) -> str:
     lines += [
         "",
         "`redi calibrate` on half of the prompts, asked for a mean loss, and what the other half came to, over",
-        f"{result['splits']} random splits of each bank. *Above* is the share of splits whose mean on the other half",
-        "was above what was asked. *Fixed* is the loss of the best fixed plan, or lot between two of them, at the same",
-        f"mean calls; *apart* the difference on the same prompts. Of the gates chosen {_took(result['promises'])}.",
+        f"{result['splits']} random splits of each bank. *Kept*: the interval of the loss does not lie above what was",
+        "asked. *Above* is the share of splits whose mean on the other half was above it, which a half so small can be",
+        "by chance. *Fixed* is the loss of the best fixed plan at the same mean calls, or of two of them, one of which",
+        "is drawn for each picture so that they come to as many calls; *apart* the difference on the same prompts. Of",
+        f"the gates chosen {_took(result['promises'])}.",
         "",
         "| asked | loss | above | mean calls | promise | fixed | apart | against it |",
         "| ---: | ---: | ---: | ---: | --- | ---: | ---: | --- |",
@@ -75,7 +77,7 @@ def _draw(result: Mapping[str, Any], figure: Any) -> None:
     over_calls.errorbar([row["calls"] for row in promises], means, spread, marker="o", capsize=2, label="calibrated")
     calls = [each["calls"] for each in fixed]
     over_calls.plot(calls, [each["loss"] for each in fixed], "s", label="one value step for all")
-    over_calls.plot(calls, result["lots"], "--", color="tab:orange", label="best lot between two of them")
+    over_calls.plot(calls, result["lots"], "--", color="tab:orange", label="two of them at random")
     over_calls.set(xlabel="mean network calls", ylabel="mean distance to the full run")
     over_calls.legend()
     asked = [row["asked"] for row in promises]

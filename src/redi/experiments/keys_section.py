@@ -1,73 +1,95 @@
-"""Owns the section on where the best key lies, from other studies' JSON; must not know how they were made."""
+"""Owns the section on where the best key lies, from results' JSON; must not know how they were made."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from redi.experiments.pareto_section import TOLD
-from redi.experiments.quality import MORE_IS_BETTER, Row
+from redi.experiments.quality import Row
 from redi.experiments.sampling import Solver
-from redi.retrieval.weights import DEFAULT_WEIGHTS
 
-_WORDS = {-1: "worse", 0: "even", 1: "better"}
+_WORDS = {"better": "better", "no difference": "even", "worse": "worse"}
+_HEAD = (
+    "Jumps of one base over as many steps, so for as many calls, that differ in their key alone. Cells: Frechet, "
+    "faithful, distance from full. *After 0* is no key: the prompts' embeddings find and weigh entries, and no step "
+    "is run before the jump. The last columns compare on the same prompts, in these three measures: *even* is where "
+    "the interval of the difference holds zero."
+)
 
 
 def keys_section(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the section, empty where no two rows differ in their key alone.
+    """Return the section, empty where nothing of its kind was measured.
 
     Args:
-        results: By the name of their study; comparisons are looked at, and the estimates.
+        results: By the name of their study; those that compare keys are looked at, and the estimates.
     """
-    found = _by_key(row for each in results.values() if each["kind"] == "comparison" for row in each["rows"])
-    if not found:
+    measured = [each for each in results.values() if each["kind"] == "keys"]
+    if not measured:
         return ""
+    lines = ["## Where the best key lies", "", *textwrap.wrap(_HEAD, 120, break_on_hyphens=False), ""]
+    for result in measured:
+        lines += [*_table(result), ""]
+    counts = {name: _counted(measured, late=late) for late, name in ((True, "later"), (False, "first"))}
+    told = f"The latest key is, against the earliest, {counts['later']}."
+    if counts["first"]:
+        told += f" The earliest key is, against none, {counts['first']}."
+    lines += [*textwrap.wrap(told + _why(results), 120, break_on_hyphens=False), ""]
+    for result in measured:
+        if "sheet" in result:
+            lines += [f"![{result['title']}: the first prompts](../results/{result['sheet']})", ""]
+    return "\n".join(lines)
+
+
+def _table(result: Mapping[str, Any]) -> list[str]:
+    found: dict[tuple[str, int], dict[int, Row]] = {}
+    for row in result["rows"]:
+        if jump := row["sampling"]["jump"]:
+            place = (Solver(**row["sampling"]["solver"]).label, jump["value_step"] - jump["key_step"])
+            found.setdefault(place, {})[jump["key_step"]] = row
     keys = sorted({key for rows in found.values() for key in rows})
     lines = [
-        "## Where the best key lies",
-        "",
-        f"Jumps of one base over as many steps, so for as many calls, by the step that the key is after "
-        f"({DEFAULT_WEIGHTS} weights):",
-        "Frechet, faithful, distance from full. The last column compares the latest key with the earliest: *even* is",
-        "where their intervals overlap.",
-        "",
-        f"| base | calls | {' | '.join(f'after {key}' for key in keys)} | later is |",
-        "| --- | ---: |" + " --- |" * (len(keys) + 1),
+        f"| base | calls | {' | '.join(f'after {key}' for key in keys)} | latest key against earliest | "
+        "earliest against none |",
+        "| --- | ---: |" + " --- |" * (len(keys) + 2),
     ]
-    verdicts: dict[str, list[int]] = {name: [] for _, name, _ in TOLD}
     for (base, _), rows in found.items():
-        first, last = rows[min(rows)], rows[max(rows)]
-        told = {name: _compared(last[measure], first[measure], measure) for measure, name, _ in TOLD}
-        for name, each in told.items():
-            verdicts[name].append(each)
+        steps = sorted(key for key in rows if key)
+        verdicts = [_verdicts(result, rows[steps[-1]], rows[steps[0]])]
+        verdicts.append(_verdicts(result, rows[steps[0]], rows[0]) if 0 in rows else [])
         cells = [_cell(rows[key]) if key in rows else "" for key in keys]
-        said = ", ".join(_WORDS[each] for each in told.values())
-        lines.append(f"| {base} | {last['calls']:.0f} | {' | '.join(cells)} | {said} |")
-    counted = "; ".join(
-        f"in {name} " + ", ".join(f"{_WORDS[each]} {signs.count(each)}" for each in (1, 0, -1))
-        for name, signs in verdicts.items()
+        cells += [", ".join(_WORDS[each] for each in told) for told in verdicts]
+        lines.append(f"| {base} | {rows[steps[0]]['calls']:.0f} | {' | '.join(cells)} |")
+    return lines
+
+
+def _verdicts(result: Mapping[str, Any], ours: Row, rival: Row) -> list[str]:
+    told = {
+        each["measure"]: each["verdict"]
+        for each in result["claims"]
+        if (each["ours"], each["rival"]) == (ours["label"], rival["label"])
+    }
+    return [told[measure] for measure, *_ in TOLD]
+
+
+def _counted(results: Sequence[Mapping[str, Any]], *, late: bool) -> str:
+    """Count the verdicts between keys (``late``), or between a key and none, by measure."""
+    claims = [
+        (claim["measure"], claim["verdict"])
+        for result in results
+        for claim in result["claims"]
+        if _has_key(result, claim["rival"]) == late
+    ]
+    return "; ".join(
+        f"in {name} " + ", ".join(f"{word} {claims.count((measure, verdict))}" for verdict, word in _WORDS.items())
+        for measure, name, _ in TOLD
+        if claims
     )
-    return "\n".join([*lines, "", f"A later key is, times of {len(found)}: {counted}.{_why(results)}", ""])
 
 
-def _by_key(rows: Any) -> dict[tuple[str, int], dict[int, Row]]:
-    """Return jumps that differ in their key alone, by base and steps that are skipped; where there are two or more."""
-    found: dict[tuple[str, int], dict[int, Row]] = {}
-    for row in rows:
-        jump = row["sampling"]["jump"]
-        if not jump or (jump["weights"], jump["neighbors"], jump["quantile"]) != (DEFAULT_WEIGHTS, None, None):
-            continue
-        if (jump["key"], jump["value"]) != ("trajectory", "trajectory") or not jump["key_step"]:
-            continue
-        base = Solver(**row["sampling"]["solver"])
-        found.setdefault((base.label, jump["value_step"] - jump["key_step"]), {})[jump["key_step"]] = row
-    return {each: dict(sorted(by.items())) for each, by in sorted(found.items()) if len(by) > 1}
-
-
-def _compared(later: Mapping[str, float], earlier: Mapping[str, float], measure: str) -> int:
-    """Return 1 where the later one is better, -1 where worse, 0 where their intervals overlap."""
-    more = (later["low"] > earlier["high"]) - (later["high"] < earlier["low"])
-    return more if measure in MORE_IS_BETTER else -more
+def _has_key(result: Mapping[str, Any], label: str) -> bool:
+    return any(row["label"] == label and row["sampling"]["jump"]["key_step"] > 0 for row in result["rows"])
 
 
 def _cell(row: Row) -> str:

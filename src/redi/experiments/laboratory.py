@@ -128,8 +128,25 @@ class Laboratory:
             found = make(self._pipeline(recording.solver), self.base(recording, replicate))
             shown = as_array([each.image for each in found])
             write_array(path, pictures=shown, calls=np.asarray([each.report.calls for each in found], np.float64))
-        with np.load(path) as kept:
-            return Pictures(kept["pictures"], kept["calls"])
+        return _kept_pictures(path)
+
+    def first(self, sampling: Sampling) -> Pictures:
+        """Return the first pictures of the first replicate, running only these if its samples are not there."""
+        path = self._file("samples", sampling, 0)
+        if path.exists():
+            found = read_samples(path)
+            return Pictures(found.shown, found.calls[:SHOWN])
+        path = path.with_name("first.npz")
+        if not path.exists():
+            prompts = list(self.prompts(0))[:SHOWN]
+            pictures, calls, *_ = self._run(sampling, 0, prompts, self.noise_ids(len(prompts)))
+            write_array(path, pictures=as_array(pictures), calls=np.asarray(calls, np.float64))
+        return _kept_pictures(path)
+
+    def has_first(self, sampling: Sampling) -> bool:
+        """Tell whether :meth:`first` would run nothing."""
+        path = self._file("samples", sampling, 0)
+        return path.exists() or path.with_name("first.npz").exists()
 
     def at_value(self, sampling: Sampling, replicate: int) -> NDArray[np.float64]:
         """Return each prompt's distance (n) between the x_v that a jump goes to and that of its run in full."""
@@ -202,6 +219,11 @@ class Laboratory:
     def twins(self, replicate: int) -> int:
         """Return how many held-out prompts the base holds word for word."""
         return len(self.prompts(replicate).keys() & set(self.subject.base_prompts(replicate, self.scale.entries, True)))
+
+    @cached_property
+    def _schedulers(self) -> dict[str, Any]:
+        """Of the model's pipelines, by the solver's name: a pipeline is slow to open."""
+        return {}
 
     @cached_property
     def reference(self) -> Reference:
@@ -368,7 +390,10 @@ class Laboratory:
 
     def scheduler(self, solver: Solver) -> Any:
         """Return a scheduler as the solver's runs have it before their first step."""
-        scheduler = self._pipeline(solver).scheduler
+        if solver.name not in self._schedulers:
+            self._schedulers[solver.name] = self.subject.pipeline(solver.name, self.device).scheduler
+        stock = self._schedulers[solver.name]
+        scheduler = type(stock).from_config(stock.config, **solver.config)
         set_schedule(scheduler, {"num_inference_steps": solver.steps, **solver.timesteps})
         return scheduler
 
@@ -401,3 +426,8 @@ class Laboratory:
             more = (repr(BANDWIDTHS), repr(CHAINED))
         eyes = (self.subject.eyes,) if self.subject.eyes and kind in ("samples", "going-on") else ()
         return self.folder / kind / fingerprint(what, replicate, scale, self.subject.weights, *eyes, *more)
+
+
+def _kept_pictures(path: Path) -> Pictures:
+    with np.load(path) as kept:
+        return Pictures(kept["pictures"], kept["calls"])

@@ -13,8 +13,8 @@ from redi.errors import InputError
 from redi.experiments.bank_section import bank_section
 from redi.experiments.bound_section import bound_section
 from redi.experiments.breaks_section import breaks_section
-from redi.experiments.claims_section import claims_section
-from redi.experiments.defaults_section import defaults_section
+from redi.experiments.claims_section import NAMES, claims_section
+from redi.experiments.defaults_section import against_fewer_steps, defaults_section
 from redi.experiments.estimates_section import estimates_section
 from redi.experiments.figure6_section import figure6_section
 from redi.experiments.gate_section import gate_section
@@ -23,7 +23,7 @@ from redi.experiments.pareto_section import draw, pareto
 from redi.experiments.plots import write_plots
 from redi.experiments.runner import EXPERIMENTS
 from redi.experiments.styles_section import styles_section
-from redi.experiments.subjects import subject_of
+from redi.experiments.subjects import Miniature, subject_of
 from redi.results import write_file
 from redi.retrieval.weights import COMBINERS
 
@@ -31,19 +31,31 @@ _NOTHING = "—"
 _HEAD = """# Results
 
 Written by `redi experiments report` from `results/`; no number here is typed. `redi experiments run <name>` makes them
-again: {names}.
+again: {names}. `redi experiments rate` lets people judge pairs of pictures themselves.
 
-Everything is of {model}, held-out prompts, several noise banks. *Frechet* is the Frechet distance to {reference} in the
-features of {extractor} (resized: {resize}), *faithful* {score}, *from full* the mean distance of these features to the
-run in full from the same noise, *pixels* the root mean square of their difference, of 1, *diversity* the mean distance
+{summary}Everything is of {model}, held-out prompts, several noise banks. *Frechet* is the Frechet distance to
+{reference} in the features of {extractor} (resized: {resize}), *faithful* {score},
+*from full* the mean distance of these features to the run in full from the same noise,
+*pixels* the root mean square of their difference, of 1, *diversity* the mean distance
 of features between pictures of one prompt from several noises, *kernel* the kernel distance to the same pictures,
 *abstained* the share of pictures that did not jump, *seconds* wall-clock per picture with everything but loading, on
-whatever machine ran the study and with what else it did then, *x_v apart* the distance between the latents that a jump
-goes to and those of that run.
-Frechet distances of different numbers of pictures, or of another extractor, do not
-compare: the paper's are FID of Inception features of 4,000 pictures of Stable Diffusion 1.5 on COCO. Brackets are 95 %
-bootstrap intervals over prompts.
+whatever machine ran the study and with what else it did then (so they do not compare), *x_v apart* the distance
+between the latents that a jump goes to and those of that run; {nothing} is what was not measured. Brackets are 95 %
+bootstrap intervals over prompts; noises are not resampled.
+
+*dpm-20* is DPM-Solver++(2M) with 20 steps, *trailing* and the like how they are spaced. *ReDi dpm-20 5->15* jumps from
+the latents after 5 steps (the key) to an estimate of those after 15 (x_v), which the weights make of the H nearest
+entries of the base: *least-squares* as in the paper, *kriging* as the library does.
+
+What differs from the paper: {differs}the noise. The paper draws one for each entry; here a base's entries share a few,
+as many of each, and a prompt looks at those of its own, because entries of other noises tell next to nothing (*of other
+noises*, in the section on banks).
 """
+_MODEL = (
+    "the model (its Stable Diffusion 1.5 on COCO, in Inception's features of 4,000 pictures; Frechet distances in "
+    "other features, or of other numbers of pictures, do not compare), the base (its 82,000 entries), and "
+)
+"""What differs besides, of the bundled model."""
 
 
 def write_report(results: Path, page: Path, *, scale: str) -> str:
@@ -66,14 +78,22 @@ def write_report(results: Path, page: Path, *, scale: str) -> str:
         )
     found = [json.loads(file.read_text()) for file in files]
     found.sort(key=lambda each: list(EXPERIMENTS).index(each["study"]) if each["study"] in EXPERIMENTS else -1)
-    head = _HEAD.format(names=", ".join(each["study"] for each in found), **_subject(found, results / scale))
-    parts = ["\n\n".join(textwrap.fill(each, 120, break_on_hyphens=False) for each in head.split("\n\n")) + "\n"]
     by_study = {each["study"]: each for each in found}
+    names = ", ".join(by_study)
+    subject = _subject(found, results / scale)
+    differs = _MODEL if subject["model"] == Miniature().told()["model"] else ""
+    head = _HEAD.format(names=names, summary=_summary(by_study), differs=differs, nothing=_NOTHING, **subject)
+    parts = ["\n\n".join(textwrap.fill(each, 120, break_on_hyphens=False) for each in head.split("\n\n")) + "\n"]
     parts += filter(None, [claims_section(by_study), defaults_section(by_study), keys_section(by_study)])
-    parts += [SECTIONS[each["kind"]](each, page.parent / "images") for each in found]
+    parts += [SECTIONS[each["kind"]](each, page.parent / "images") for each in found if each["kind"] != "keys"]
     text = "\n".join(parts)
     write_file(page, text.encode())
     return text
+
+
+def _summary(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the one paragraph that a reader needs, where rivals were measured."""
+    return f"In short: {against_fewer_steps(results)}.\n\n" if "rivals" in results else ""
 
 
 def _subject(found: Sequence[Mapping[str, Any]], folder: Path) -> Mapping[str, str]:
@@ -95,8 +115,9 @@ def _comparison(result: Mapping[str, Any], images: Path) -> str:
     lines = [
         f"## {result['title']}",
         "",
-        f"{scale['replicates']} banks of {scale['noises']} noises, {scale['entries']} entries and {scale['prompts']} "
-        f"held-out prompts each; {result['twins']} of the prompts are in a base word for word.",
+        f"{scale['replicates']} banks of {scale['noises']} noises, {scale['entries']} entries in all and "
+        f"{scale['prompts']} held-out prompts each; {result['twins']} of the prompts are in a base word for word. The "
+        f"run in full is {result['full']}.",
         "",
         *_table(result),
         "",
@@ -179,7 +200,7 @@ def _measured(row: Mapping[str, Any], measure: str, form: str) -> str:
 
 def _claim(claim: Mapping[str, Any]) -> str:
     form = ".1%" if claim["measure"] == "faithfulness" else ".2f"
-    said = f"{claim['ours']} no worse than {claim['rival']} in {claim['measure']}"
+    said = f"{claim['ours']} no worse than {claim['rival']} in {NAMES[claim['measure']]}"
     return f"| {said} | {_interval(claim['difference'], form)} | {claim['verdict']} |"
 
 
@@ -197,4 +218,5 @@ SECTIONS: Mapping[str, Callable[[Mapping[str, Any], Path], str]] = {
     "figure6": figure6_section,
     "styles": styles_section,
 }
-"""By kind of result: what returns its section of the page, given the result and the folder of images."""
+"""By kind of result: what returns its section of the page, given the result and the folder of images; those
+of "keys" share one that stands before."""

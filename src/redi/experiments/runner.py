@@ -13,8 +13,9 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from redi.comparison import Column, page
+from redi.comparison import Column
 from redi.errors import InputError
 from redi.experiments.bank import run_bank
 from redi.experiments.bills import diverse
@@ -27,7 +28,8 @@ from redi.experiments.laboratory import Laboratory
 from redi.experiments.quality import COMPARED_CALLS, MORE_IS_BETTER, best, difference, figures
 from redi.experiments.sample_files import SHOWN, Samples
 from redi.experiments.sampling import Sampling
-from redi.experiments.studies import STUDIES, Claim, Study
+from redi.experiments.sheets import sheet
+from redi.experiments.studies import COMPARED, STUDIES, Claim, Study
 from redi.experiments.styles import run_styles
 from redi.experiments.subjects import subject_of
 from redi.identity import library_versions
@@ -35,9 +37,7 @@ from redi.metrics import mean_interval
 from redi.results import write_json, write_picture
 from redi.retrieval.weights import combiner
 
-_SHEET_ROWS = 20
-_SIDE, _COLORS = 128, 128
-_TOLD = ("frechet", "faithfulness", "closeness")
+_SHEET_CALLS = (3, 4, 6, 8, 10)
 
 
 class Experiment(Protocol):
@@ -60,7 +60,7 @@ def run_study(
         results: Folder of the results.
         tell: Told the cost before the first run, and each figure as it comes.
         only: Pattern (as of a shell) of the labels of rows to run; of the others, what the file says is kept, and so
-            are claims on them. A row that the file lacks is run. The sheet stays that of the last whole run.
+            are claims on them. A row that the file lacks is run. The sheet is made again if all that it shows is there.
 
     Returns:
         What the JSON file holds.
@@ -75,14 +75,12 @@ def run_study(
     to_run = [sampling for sampling in study.samplings if sampling.label not in kept]
     tell(f"{study.name}: {laboratory.bill([study.full, *to_run], diversity=True, at_value=study.at_value)}")
     full = _replicates(laboratory, study.full)
-    made: dict[str, list[Samples]] = {study.full.label: full}
     rows = []
     for sampling in study.samplings:
         if sampling.label in kept:
             rows.append(kept[sampling.label])
             continue
         samples = _replicates(laboratory, sampling)
-        made[sampling.label] = samples
         found = figures(samples, full, laboratory.reference, resamples=scale.resamples, lpips=lpips)
         if study.at_value and sampling.jump is not None:
             found["at_value"] = asdict(mean_interval(_at_value(laboratory, sampling)))
@@ -91,7 +89,7 @@ def run_study(
             found["diversity"] = asdict(mean_interval(np.concatenate(spread)))
         rule = {"rule": repr(combiner(sampling.jump.weights))} if sampling.jump else {}
         rows.append({"label": sampling.label, "sampling": asdict(sampling), **rule, **found})
-        told = (f"{name} {found[name]['value']:.3f}" for name in _TOLD if name in found)
+        told = (f"{name} {found[name]['value']:.3f}" for name in COMPARED if name in found)
         tell(f"{sampling.label}: {found['calls']:.1f} calls, {', '.join(told)}")
     untouched = {
         (told["ours"], told["rival"], told["measure"]): told
@@ -101,7 +99,7 @@ def run_study(
     known = [told for told in earlier["best"] if {told["ours"], told["rival"]} <= kept.keys()]
     result = {
         "study": study.name,
-        "kind": "comparison",
+        "kind": study.kind,
         "title": study.title,
         "scale": asdict(scale),
         "subject": laboratory.subject.told(),
@@ -118,12 +116,13 @@ def run_study(
         "paper": dict(study.paper),
         "remark": study.remark,
         "plot": study.plot,
-        "sheet": f"{scale.name}/{study.name}.png",
     }
+    shown, picture = _shown(study, rows), file.with_suffix(".png")
+    if only == "*" or all(map(laboratory.has_first, shown)):
+        write_picture(picture, _sheet(study, laboratory, shown))
+    if picture.exists():
+        result["sheet"] = f"{scale.name}/{picture.name}"
     write_json(file, result)
-    sheet = results / scale.name / f"{study.name}.png"
-    if not sheet.exists() or all(sampling.label in made for sampling in study.samplings):
-        write_picture(sheet, _sheet(study, laboratory, made))
     return result
 
 
@@ -191,7 +190,7 @@ def _best(
     that solver differs from the run in full, which says what room a jump has. What is known already is kept."""
     found = {(each["calls"], each["measure"], each["ours"], each["rival"]): each for each in known}
     places = []
-    for calls, measure in itertools.product(COMPARED_CALLS, _TOLD):
+    for calls, measure in itertools.product(COMPARED_CALLS, COMPARED):
         ours, alone = (best(rows, measure, calls, jumps=jumps) for jumps in (True, False))
         if ours and alone:
             places.append((calls, measure, ours["label"], alone["label"]))
@@ -207,21 +206,29 @@ def _best(
     return [found[place] for place in places]
 
 
-def _sheet(study: Study, laboratory: Laboratory, made: dict[str, list[Samples]]) -> Any:
-    """Return the first prompts' pictures, one row per sampling; of many samplings, every second or third."""
-    from PIL import Image
+def _shown(study: Study, rows: list[dict[str, Any]]) -> list[Sampling]:
+    """Return the samplings of the sheet: those that the study names or, of many that are drawn over calls, the most
+    faithful jump and solver alone at some numbers of calls; else all."""
+    by_label = {each.label: each for each in (study.full, *study.samplings)}
+    if study.plot:
+        found = [best(rows, "faithfulness", calls, jumps=jumps) for calls in _SHEET_CALLS for jumps in (False, True)]
+        return [study.full, *(by_label[row["label"]] for row in found if row)]
+    return [study.full, *(by_label[label] for label in study.shown)] if study.shown else list(by_label.values())
 
+
+def _sheet(study: Study, laboratory: Laboratory, shown: list[Sampling]) -> Image.Image:
+    """Return the first prompts' pictures, one row per sampling."""
     prompts = list(laboratory.prompts(0))[:SHOWN]
-    labels = list(made)[:: -(-len(made) // _SHEET_ROWS)]
+    made = {each.label: laboratory.first(each) for each in shown}
     columns = [
         Column(
             prompt,
-            tuple(Image.fromarray(made[label][0].shown[place]) for label in labels),
-            tuple(f"{made[label][0].calls[place]:.0f} calls" for label in labels),
+            tuple(Image.fromarray(each.pictures[place]) for each in made.values()),
+            tuple(f"{each.calls[place]:.0f} calls" for each in made.values()),
         )
         for place, prompt in enumerate(prompts)
     ]
-    return page(columns, labels, per_band=SHOWN, heading=study.title, least_side=_SIDE).quantize(_COLORS)
+    return sheet(columns, list(made), per_band=SHOWN, heading=study.title)
 
 
 OF_THE_MINIATURE = ("styles", "breaks")

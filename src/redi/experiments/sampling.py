@@ -226,6 +226,7 @@ TOY = Scale("toy", prompts=12, entries=32, noises=2, replicates=1, reference=200
 _TOYS: Mapping[str, Scale] = {
     "table1": replace(TOY, prompts=4, noises=1),
     "rivals": replace(TOY, prompts=4, entries=16, noises=1),
+    **dict.fromkeys(("keys", "keys-pndm"), replace(TOY, prompts=4, entries=16, noises=1)),
     "bound": replace(TOY, prompts=4),
     "gate": replace(TOY, prompts=2 * LEAST_PROMPTS),
     "bank": replace(TOY, prompts=24, entries=96),

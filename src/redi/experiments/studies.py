@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -41,6 +41,8 @@ class Study:
         remark: What else is to be said beside the table, in Markdown.
         plot: Whether to draw measures over calls.
         at_value: Whether to measure how far a jump's x_v is from that of the run in full.
+        kind: Which section of the report shows it.
+        shown: Labels of the samplings that the sheet of pictures shows, beside the run in full; of none, all.
     """
 
     name: str
@@ -52,7 +54,12 @@ class Study:
     remark: str = ""
     plot: bool = False
     at_value: bool = False
+    kind: str = "comparison"
+    shown: tuple[str, ...] = ()
 
+
+COMPARED = ("frechet", "faithfulness", "closeness")
+"""What is told of every comparison."""
 
 PNDM = Recording(Solver("pndm", 50), (10,), (20, 30, 40))
 DPM = Recording(Solver("dpm", 20), (5,), (8, 10, 13, 15))
@@ -74,6 +81,9 @@ def _trailing(recording: Recording) -> Recording:
 
 
 SHORTEST_TRAILING, SHORT_TRAILING = _trailing(SHORTEST), _trailing(SHORT)
+_SHORT_PNDM = replace(SHORT, solver=Solver("pndm", 10))
+_SKIPPED, _SKIPPED_TRAILING = (2, 3, 4, 5, 6, 7), (4, 6)
+"""Steps that jumps from several keys skip: with as many steps skipped, a run makes as many calls."""
 _SIX = Recording(Solver("dpm", 6), (2,), (3, 4))
 _BETWEEN = (
     _SIX,
@@ -211,6 +221,17 @@ def rivals() -> Study:
     return Study("rivals", "Few calls: ReDi and solvers alone", (full, *plains, *jumps), full, plot=True)
 
 
+def keys() -> Study:
+    """Where the best key lies, by DPM-Solver++: as a function of calls, on two spacings, and with no key at all."""
+    of = ((SHORT, _SKIPPED), (SHORT_TRAILING, _SKIPPED_TRAILING))
+    return _by_key("keys", "DPM-Solver++(2M), 10 steps", plain("dpm", 20), of)
+
+
+def keys_pndm() -> Study:
+    """Where the best key lies, by PNDM."""
+    return _by_key("keys-pndm", "PNDM, 10 steps", plain("pndm", 20), ((_SHORT_PNDM, _SKIPPED),))
+
+
 def chains() -> Study:
     """Several jumps instead of one: a call at every stop and nothing between, against solvers alone with as many."""
     full = plain("dpm", 20)
@@ -221,15 +242,14 @@ def chains() -> Study:
     trailing, even = {3: (0, 3, 6), 4: (0, 3, 5, 8)}, {3: (0, 2, 3), 4: (0, 1, 2, 3)}
     ours = {calls: [chained(SHORT_TRAILING, *trailing[calls]), chained(SHORTEST, *even[calls])] for calls in alone}
     fitted = {calls: chained(SHORT_TRAILING, *stops, neighbours=False) for calls, stops in trailing.items()}
-    measures = ("frechet", "faithfulness", "closeness")
     claims = [
         Claim(chain.label, rival.label, measure)
         for calls, chains in ours.items()
         for chain in chains
         for rival in alone[calls]
-        for measure in measures
+        for measure in COMPARED
     ]
-    claims += [Claim(ours[calls][0].label, none.label, each) for calls, none in fitted.items() for each in measures]
+    claims += [Claim(ours[calls][0].label, none.label, each) for calls, none in fitted.items() for each in COMPARED]
     later = chained(SHORT_TRAILING, 0, 4, 7)
     jumps = [redi(SHORT_TRAILING, 2, v, weights="kriging") for v in (9, 8)]
     rows = [each for calls in alone for each in (*alone[calls], *ours[calls], fitted[calls])]
@@ -267,12 +287,27 @@ def smaller() -> Study:
         exact = redi(DPM, 5, value_step, neighbors=2)
         less = [redi(replace(DPM, values=codec), 5, value_step, neighbors=2) for codec in ("int8", "nf4")]
         rows += [exact, *less]
-        claims += [
-            Claim(each.label, exact.label, measure)
-            for each in less
-            for measure in ("frechet", "faithfulness", "closeness")
-        ]
+        claims += [Claim(each.label, exact.label, measure) for each in less for measure in COMPARED]
     return Study("smaller", "Values of fewer bits: DPM-Solver++(2M), 20 steps", tuple(rows), full, tuple(claims))
+
+
+def _by_key(name: str, title: str, full: Sampling, bases: Iterable[tuple[Recording, Sequence[int]]]) -> Study:
+    """Return jumps that differ in their key alone, of each base and number of skipped steps: the latest against the
+    earliest, and that against none, which is the prompt's embedding with nothing run before the jump."""
+    rows, claims, shown = [], [], []
+    for recording, skipped in bases:
+        for skip in skipped:
+            steps = [key for key in recording.key_steps if key + skip in recording.value_steps]
+            jumps = [redi(recording, key, key + skip, weights="kriging") for key in steps]
+            pairs = [(jumps[-1], jumps[0])]
+            if skip in recording.value_steps:
+                none = redi(recording, 0, skip, weights="kriging", key="text")
+                rows.append(none)
+                pairs.append((jumps[0], none))
+                shown += [none.label, *(each.label for each in jumps)] if skip in _SKIPPED_TRAILING else []
+            rows += jumps
+            claims += [Claim(ours.label, rival.label, each) for ours, rival in pairs for each in COMPARED]
+    return Study(name, title, (full, *rows), full, tuple(claims), kind="keys", shown=tuple(shown))
 
 
 def _jumps_of(recording: Recording) -> tuple[Sampling, ...]:

@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from redi.comparison import Column, page
+from redi.comparison import Column
 from redi.experiments.bills import Cost
 from redi.experiments.laboratory import Laboratory, Pictures
 from redi.experiments.sampling import Recording, Solver
+from redi.experiments.sheets import sheet
 from redi.generating import Generation, full, stylize
 from redi.identity import library_versions
 from redi.knowledge_base import KnowledgeBase
@@ -33,7 +34,7 @@ QUERIES = 10
 
 RECORDING = Recording(Solver("dpm", 20), (3,), (10,), share=0.15, styles=False)
 FULL = "full, prompt and style from the first step"
-_SHEET, _SIDE, _COLORS = 6, 128, 128
+_SHEET = 6
 _INFINITE = float("inf")
 
 
@@ -193,4 +194,4 @@ def _sheet(prompts: Sequence[str], plain: Pictures, made: dict[tuple[str, str], 
         for place, prompt in enumerate(prompts[:_SHEET])
     ]
     heading = "Figures 4 and 5: styles that the base does not hold"
-    return page(columns, list(rows), per_band=_SHEET, heading=heading, least_side=_SIDE).quantize(_COLORS)
+    return sheet(columns, list(rows), per_band=_SHEET, heading=heading)

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-_MEASURES = {"faithfulness": "content", "style_right": "style", "layout": "layout"}
+MEASURES = {"faithfulness": "content", "style_right": "style", "layout": "layout"}
+"""By the name in results, what tables call it."""
 
 
 def styles_section(result: Mapping[str, Any], images: Path) -> str:
@@ -23,13 +24,15 @@ def styles_section(result: Mapping[str, Any], images: Path) -> str:
         "the prompt alone",
         "has them, of all that are seen in either picture. The evaluator reads all three, where the paper asked "
         "people for scores of 1 to 5.",
+        f"The paper's jump skips 7 of PNDM's 50 steps, this one {result['value_step'] - result['key_step']} of "
+        f"{result['solver']}'s.",
         "+ and - mark what is above or below the full run outside the interval of the paired difference.",
         "",
-        f"| way | style | calls | {' | '.join(_MEASURES.values())} |",
-        "| --- | --- |" + " ---: |" * (1 + len(_MEASURES)),
+        f"| way | style | calls | {' | '.join(MEASURES.values())} |",
+        "| --- | --- |" + " ---: |" * (1 + len(MEASURES)),
     ]
     for row in result["rows"]:
-        cells = (row["label"], row["style"], f"{row['calls']:.4g}", *(_cell(row, measure) for measure in _MEASURES))
+        cells = (row["label"], row["style"], f"{row['calls']:.4g}", *(_cell(row, measure) for measure in MEASURES))
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
@@ -52,5 +55,5 @@ def _sign(row: Mapping[str, Any], measure: str) -> int:
 def _verdict(row: Mapping[str, Any]) -> str:
     """Return how a way compares with the full run, in words that the figures choose."""
     words = {-1: "worse", 0: "no different", 1: "better"}
-    said = [f"{words[_sign(row, measure)]} in {name}" for measure, name in _MEASURES.items()]
+    said = [f"{words[_sign(row, measure)]} in {name}" for measure, name in MEASURES.items()]
     return f"- {row['label']}, against the full run: {', '.join(said)}."

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from redi.comparison import Column, page
+from redi.comparison import Column
+from redi.experiments.sheets import sheet
 
 DISTANCE, FARTHEST = "distance to the nearest entry", "farthest quarter"
 WORDING, AS_IN_BASE = "wording", "as in the base"
@@ -24,7 +25,6 @@ _SHEETS: Mapping[str, tuple[str, str, str]] = {
 }
 """By the name of the file: panel, group (of all "*", all but "!...") and what the pictures are of."""
 _WORST = 20
-_SIDE, _COLORS = 96, 128
 _WORDS = {0.0: "wrong", 1.0: "right"}
 _Numbers = NDArray[np.float64]
 
@@ -85,8 +85,7 @@ def worst_sheets(panels: Panels) -> dict[str, tuple[str, Image.Image]]:
         columns = [_column(outcome, place, group if named else "") for _, group, outcome, place in apart[:_WORST]]
         if columns:
             heading = f"{about}: the {len(columns)} pictures farthest from their run in full"
-            sheet = page(columns, ["full", "ReDi"], per_band=5, heading=heading, least_side=_SIDE)
-            sheets[name] = about, sheet.quantize(_COLORS)
+            sheets[name] = about, sheet(columns, ["full", "ReDi"], per_band=5, heading=heading)
     return sheets
 
 
