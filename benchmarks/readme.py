@@ -79,7 +79,8 @@ def fewer_steps(rivals: dict[str, Any]) -> list[str]:
         f"The rival that everybody has is fewer steps ([measured](docs/results.md) on {pictures} pictures a point of "
         f"the bundled model): {against_fewer_steps({'rivals': rivals})}.",
         "",
-        "![The best jump and the best solver alone, by network calls](docs/images/results-rivals.png)",
+        "![The best jump and the best solver alone, by network calls; bars are each row's own intervals]"
+        "(docs/images/results-rivals.png)",
         "",
     ]
 

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 _MARGIN, _GAP = 16, 8
-_TITLE_LINES, _TEXT = 3, 13
+_TITLE_LINES, _TEXT = 6, 13
 _INK, _SOFT, _PAPER = (24, 24, 28), (96, 96, 104), (255, 255, 255)
 
 
@@ -40,7 +40,8 @@ def page(
     cell = (width * zoom, height * zoom)
     label = round(max(_font(_TEXT + 1).getlength(row) for row in rows)) + 2 * _GAP if any(rows) else 0
     head = 2 * _TEXT + _GAP if heading else 0
-    title_height = _TITLE_LINES * (_TEXT + 3) + _GAP
+    titles = [_wrapped(column.title, cell[0], _TITLE_LINES) for column in columns]
+    title_height = max(map(len, titles)) * (_TEXT + 3) + _GAP
     row_height = cell[1] + _TEXT + 2 * _GAP
     band_height = title_height + len(rows) * row_height + _GAP
     across = min(per_band, len(columns))
@@ -58,9 +59,9 @@ def page(
         for row, name in enumerate(rows):
             y = top + title_height + row * row_height + cell[1] // 2 - _TEXT
             pen.text((_MARGIN, y), name, _INK, _font(_TEXT + 1))
-        for place, column in enumerate(columns[band * per_band : (band + 1) * per_band]):
-            left = _MARGIN + label + place * (cell[0] + _GAP)
-            _draw_column(sheet, pen, column, (left, top), cell, title_height, row_height)
+        for place in range(band * per_band, min((band + 1) * per_band, len(columns))):
+            left = _MARGIN + label + place % per_band * (cell[0] + _GAP)
+            _draw_column(sheet, pen, columns[place], titles[place], (left, top), cell, title_height, row_height)
     return sheet
 
 
@@ -68,20 +69,22 @@ def first_band(sheet: Image.Image, bands: int) -> Image.Image:
     """Return the top of what :func:`page` laid out under a heading in so many bands: the heading and the first."""
     top, spare = _MARGIN + 2 * _TEXT + _GAP, _MARGIN - _GAP
     band = (sheet.height - top - spare) // bands
-    return sheet.crop((0, 0, sheet.width, top + band + spare))
+    alone = Image.new("RGB", (sheet.width, top + band + spare), _PAPER)
+    alone.paste(sheet.crop((0, 0, sheet.width, top + band - _GAP)))
+    return alone
 
 
 def _draw_column(
     sheet: Image.Image,
     pen: ImageDraw.ImageDraw,
     column: Column,
+    lines: Sequence[str],
     corner: tuple[int, int],
     cell: tuple[int, int],
     title_height: int,
     row_height: int,
 ) -> None:
     left, top = corner
-    lines = _wrapped(column.title, cell[0], _TITLE_LINES)
     first = top + title_height - _GAP - len(lines) * (_TEXT + 3)
     for number, line in enumerate(lines):
         pen.text((left, first + number * (_TEXT + 3)), line, _INK, _font(_TEXT))

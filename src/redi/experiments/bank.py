@@ -166,7 +166,7 @@ def _row(laboratory: Laboratory, points: Sequence[Point], jump: Sampling, full: 
     count = min(_QUERIES, laboratory.scale.prompts)
     made = [laboratory.going_on(jump, replicate, each.values[:count]) for replicate, each in enumerate(points)]
     alone = [laboratory.sample(full, replicate).first(count) for replicate in range(len(points))]
-    told = figures(made, alone, laboratory.reference, resamples=_RESAMPLES)
+    told = figures(made, alone, laboratory.reference, resamples=min(_RESAMPLES, laboratory.scale.resamples))
     return {
         "noises": points[0].noises,
         "entries": min(each.entries for each in points),

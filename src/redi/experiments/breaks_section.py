@@ -16,10 +16,10 @@ def breaks_section(result: Mapping[str, Any], images: Path) -> str:
         "",
         f"Against the run in full of the same prompts from the same noises, {scale['replicates']} banks. Objects, "
         f"style and distance split the {scale['prompts']} held-out prompts of each bank into groups, with "
-        f"{scale['entries']} entries; the other panels have {entries} entries and the first {result['queries']} "
-        "prompts of each. *From full* is the distance of features to the run in full. *Gated* is the same with the "
-        "default gate, where a picture may run in full. - marks what is worse than the run in full outside the "
-        "interval.",
+        f"{scale['entries']} entries; the other panels have {entries} entries, but where the group says how many, and "
+        f"the first {result['queries']} prompts of each, but for those that name a {result['lacking']}: all that do. "
+        "*From full* is the distance of features to the run in full. *Gated* is the same with the default gate, where "
+        "a picture may run in full. - marks what is worse than the run in full outside the interval.",
         "",
         "| panel | group | n | full | jump | difference | from full | gated | from full | calls |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
@@ -48,8 +48,8 @@ def breaks_section(result: Mapping[str, Any], images: Path) -> str:
 
 
 def _sheets(result: Mapping[str, Any]) -> list[str]:
-    """Return the first sheet as an image and the others as links; of a run before there were others, the first."""
-    first, *more = result.get("sheets", [{"file": result.get("sheet"), "about": ""}])
+    """Return the first sheet as an image and the others as links."""
+    first, *more = result["sheets"]
     others = ", ".join(f"[{one['about'].removeprefix('Of ')}](../results/{one['file']})" for one in more)
     shown = f"![The worst pictures](../results/{first['file']})"
     return [*([f"The worst twenty of other prompts: {others}.", ""] if more else []), shown]

@@ -201,7 +201,7 @@ def _why(results: Results) -> list[str]:
         rows = [row for row in results["bank"]["rows"] if not row["alien"] and row["noises"] == 1]
         few, many = rows[0], rows[-1]
         said.append(
-            f"More entries hardly help: with {few['entries']} of a noise the estimate of x_v is off by "
+            f"More entries: with {few['entries']} of a noise the estimate of x_v is off by "
             f"{few['loss']['value']:.0%} of what the mean of the noise's values is off by, with {many['entries']} by "
             f"{many['loss']['value']:.0%}."
         )
@@ -214,24 +214,24 @@ def _why(results: Results) -> list[str]:
         name = min(means, key=means.__getitem__)
         without = f", without any neighbours by {means[NO_NEIGHBOURS]:.1%}" if NO_NEIGHBOURS in means else ""
         said.append(
-            f"Nor do other estimates of x_v from the same entries: the best of {len(errors)}, *{name}*, is off by "
+            f"Other estimates of x_v from the same entries: the best of {len(errors)}, *{name}*, is off by "
             f"{means[name]:.1%} of that, *{default}* by {means[default]:.1%}{without}."
         )
     if "breaks" in results:
         objects = [row for row in results["breaks"]["rows"] if row["panel"] == "objects"]
         told = ", ".join(f"{row['difference']['value']:+.1%} with {row['group']}" for row in objects)
-        said.append(f"What is lost is lost where a picture has several objects: faithful {told}.")
+        said.append(f"Several objects in a picture: faithful, against the run in full, {told}.")
     if "rivals" in results:
         rivals = results["rivals"]
         (full,) = (row for row in rivals["rows"] if row["label"] == rivals["full"])
         alone = best(rivals["rows"], "faithfulness", _FEW, jumps=False)
         if alone:
             said.append(
-                f"Few steps leave little to win: {alone['label']} alone is {alone['faithfulness']['value']:.1%} "
+                f"What is left to win: {alone['label']} alone is {alone['faithfulness']['value']:.1%} "
                 f"faithful with {_FEW} calls, {full['label']} {full['faithfulness']['value']:.1%} with "
                 f"{full['calls']:.0f}."
             )
-    return ["Why not, where it doesn't:", "", *(f"- {each}" for each in said)] if said else []
+    return ["Where it doesn't, these say why:", "", *(f"- {each}" for each in said)] if said else []
 
 
 _CLAIMS: tuple[tuple[str, Callable[[Mapping[str, Any]], list[Cells]]], ...] = (

@@ -68,9 +68,9 @@ def _neighbors(results: Results) -> str:
     faithful = sum(each["faithfulness"]["low"] > 0 for each in apart)
     return (
         f"The mean distance to the prompt's own x_v, as a share of the noise's mean's: {told or 'not among the rows'}. "
-        "More are a little nearer, but each of them is read from the base for every picture, and of the "
-        f"{len(apart)} nearest estimates {better['frechet']} make pictures of less Frechet distance, {faithful} more "
-        f"faithful ones, and {better['closeness']} such as are nearer to the run in full"
+        f"Each more is read from the base for every picture, and of the {len(apart)} nearest estimates "
+        f"{better['frechet']} make pictures of less Frechet distance, {faithful} more faithful ones, and "
+        f"{better['closeness']} such as are nearer to the run in full"
     )
 
 
@@ -78,13 +78,12 @@ def _key(results: Results) -> str:
     ours, text = (_jump(results["table3"], DPM, 5, 10, neighbors=2, key=key) for key in ("trajectory", "text"))
     told = []
     for recording in (SHORT, SHORT_TRAILING):
-        found = [(key, _jump(results["keys"], recording, key, key + 4, weights=DEFAULT_WEIGHTS)) for key in (1, 2, 3)]
+        found = [(key, _jump(results["rivals"], recording, key, key + 4, weights=DEFAULT_WEIGHTS)) for key in (1, 2, 3)]
         told.append("; ".join(f"after {key} {_two(row)}" for key, row in found))
     return (
         f"With {ours['calls']:.0f} calls it has {_two(ours)}, {ours['closeness']['value']:.2f} from the run in full, "
         f"a text key {_two(text)}, {text['closeness']['value']:.2f} from it (Frechet distance does not see the "
-        f"prompt). Of 10 steps, all at 6 calls: {told[0]}; on trailing timesteps {told[1]}. Later keys are nearer to "
-        "the run in full, and their jumps go farther"
+        f"prompt). Of 10 steps, all at 6 calls: {told[0]}; on trailing timesteps {told[1]}"
     )
 
 
@@ -103,10 +102,7 @@ def _schedule(results: Results) -> str:
         )
         told.append(f"{_two(leading)} with {leading['calls']:.0f} calls, on trailing timesteps {_two(trailing)}")
     long = _jump(results["table2"], DPM, 5, 15, weights=DEFAULT_WEIGHTS)
-    return (
-        f"A base of 10 steps gives {'; '.join(told)}; one of 20 steps {_two(long)} with {long['calls']:.0f}. Trailing "
-        "timesteps have the lower Frechet distances and, with few calls, the less faithful pictures"
-    )
+    return f"A base of 10 steps gives {'; '.join(told)}; one of 20 steps {_two(long)} with {long['calls']:.0f}"
 
 
 def against_fewer_steps(results: Results) -> str:
@@ -126,12 +122,13 @@ def against_fewer_steps(results: Results) -> str:
     short = [
         e["calls"] for e in found if (e["measure"], e["rival_against_full"]["verdict"]) == ("faithfulness", "worse")
     ]
-    room = f"only with {listed(short)} calls" if short else "with none of these numbers of calls"
+    told_short = f"with {listed(short)} calls only" if short else "with none of these numbers of calls"
+    room = ", so that elsewhere nothing can be clearly better" if len(short) < len({e["calls"] for e in found}) else ""
     return (
         f"the best jump against the best solver alone with as many calls, on the same pictures: {'; '.join(told)} "
         "(even: the interval of the difference holds zero). Where it is behind, fewer steps of a well-spaced solver "
-        f"are the better buy. This model needs few: the best solver alone is less faithful than "
-        f"{results['rivals']['full']} {room}, so that elsewhere nothing can be clearly better"
+        f"are the better buy. The best solver alone is less faithful than {results['rivals']['full']} "
+        f"{told_short}{room}"
     )
 
 
@@ -147,8 +144,8 @@ def _noises(results: Results) -> str:
     alien = next(row for row in bank["rows"] if row["alien"])
     told = ", ".join(f"{row['loss']['value']:.3f} with {noises}" for noises, row in most.items())
     return (
-        f"So many different pictures one prompt can have, at little cost: x_v's loss, of {bank['scale']['entries']} "
-        f"entries in all, is {told} noises; entries of other noises are of no use ({alien['loss']['value']:.3f})"
+        f"So many different pictures one prompt can have. What that costs: x_v's loss, of {bank['scale']['entries']} "
+        f"entries in all, is {told} noises; with entries of other noises alone {alien['loss']['value']:.3f}"
     )
 
 
@@ -176,8 +173,8 @@ def _gate(results: Results) -> str:
     ]
     return (
         "A limit to how far away a neighbour may be, as a quantile of the base's own distances, so that it means the "
-        f"same on every model. On this one the distance says little of harm: ROC areas of {', '.join(areas)} (0.5 is "
-        f"chance). Calibrated plans keep the loss asked for in {kept} of {len(gate['promises'])} cases, and lose less "
+        f"same on every model. How well the distance tells harm: ROC areas of {', '.join(areas)} (0.5 is chance). "
+        f"Calibrated plans keep the loss asked for in {kept} of {len(gate['promises'])} cases, and lose less "
         f"than fixed plans of as many calls in {won}, more in {lost}"
     )
 
@@ -192,9 +189,9 @@ _LINES: tuple[tuple[str, tuple[str, ...], Callable[[Results], str]], ...] = (
     ),
     (f"Weights: {DEFAULT_WEIGHTS}, not least squares.", ("table1", "table2"), _weights),
     (f"Neighbours: {combiner(DEFAULT_WEIGHTS).default_neighbors}.", ("estimates",), _neighbors),
-    ("Key: the trajectory, not the text, after few steps.", ("table3", "keys"), _key),
+    ("Key: the trajectory, not the text, after few steps.", ("table3", "rivals"), _key),
     (
-        "Value step: a little after the key; the farther the jump, the fewer faithful pictures.",
+        "Value step: a little after the key.",
         ("table2",),
         _value_step,
     ),

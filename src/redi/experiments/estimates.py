@@ -19,7 +19,7 @@ from redi.experiments.predictions import last_prediction
 from redi.experiments.quality import difference, figures
 from redi.experiments.sample_files import Samples
 from redi.experiments.sampling import Recording, Sampling, redi
-from redi.experiments.studies import SHORT
+from redi.experiments.studies import COMPARED, SHORT
 from redi.experiments.wider_estimators import WIDER, Seen
 from redi.identity import library_versions
 from redi.knowledge_base import KnowledgeBase
@@ -30,7 +30,6 @@ _UNIT, *_OTHERS = ESTIMATORS
 DEFAULT = "kriging, H=64"
 _POOLED = "one kriging for all noises (entries minus their noise's mean)"
 _MOST_PICTURES = 6
-_COMPARED = ("frechet", "faithfulness", "closeness")
 _AHEAD = "kriging, H=64, keys one step ahead"
 _PREDICTED = "kriging, H=64, predictions of x_0 for keys"
 
@@ -129,7 +128,12 @@ def _pictures(
     rows = []
     for name, samples in made.items():
         apart = {
-            each: asdict(difference(each, samples, made[DEFAULT], full, laboratory.reference)) for each in _COMPARED
+            each: asdict(
+                difference(
+                    each, samples, made[DEFAULT], full, laboratory.reference, resamples=laboratory.scale.resamples
+                )
+            )
+            for each in COMPARED
         }
         rows.append({"estimator": name, **figures(samples, full, laboratory.reference), "against_default": apart})
         tell(f"pictures of {name}: {rows[-1]['faithfulness']['value']:.1%} faithful")

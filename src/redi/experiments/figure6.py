@@ -16,7 +16,7 @@ from redi.experiments.bills import Cost, after
 from redi.experiments.laboratory import Laboratory
 from redi.experiments.quality import difference, figures
 from redi.experiments.sampling import Recording, Sampling, Scale, Solver, redi
-from redi.experiments.studies import SHORT
+from redi.experiments.studies import COMPARED, SHORT
 from redi.identity import library_versions
 from redi.metrics import mean_interval
 from redi.results import write_json
@@ -119,6 +119,7 @@ def run_figure6(
     estimated = [_estimated(laboratory, figure, replicate) for replicate in replicates]
     full = [laboratory.sample(alone, each) for each in replicates]
     full = [each.first(count) for each in full]
+    resamples = min(_RESAMPLES, scale.resamples)
     rows, pictures, distances = [], {}, {}
     for point in figure.points:
         for neighbors in NEIGHBORS:
@@ -134,7 +135,7 @@ def run_figure6(
                 "entries": round(point.share * scale.entries),
                 "neighbors": neighbors,
                 "at_value": asdict(mean_interval(apart)),
-                **figures(made, full, laboratory.reference, resamples=_RESAMPLES),
+                **figures(made, full, laboratory.reference, resamples=resamples),
             }
             rows.append(row)
             tell(
@@ -146,8 +147,12 @@ def run_figure6(
     def ends_apart(first: Point, last: Point) -> dict[str, Any]:
         one, other = (first, max(NEIGHBORS)), (last, max(NEIGHBORS))
         found = {
-            measure: asdict(difference(measure, pictures[other], pictures[one], full, laboratory.reference))
-            for measure in ("frechet", "faithfulness", "closeness")
+            measure: asdict(
+                difference(
+                    measure, pictures[other], pictures[one], full, laboratory.reference, resamples=scale.resamples
+                )
+            )
+            for measure in COMPARED
         }
         return {**found, "at_value": asdict(mean_interval(distances[other] - distances[one]))}
 
@@ -159,7 +164,7 @@ def run_figure6(
         "subject": laboratory.subject.told(),
         "solver": f"{solver.name}-{solver.steps}",
         "queries": count * scale.replicates,
-        "full": figures(full, full, laboratory.reference, resamples=_RESAMPLES),
+        "full": figures(full, full, laboratory.reference, resamples=resamples),
         "panels": {name: [asdict(point) for point in points] for name, points in figure.panels.items()},
         "ends": {panel: ends_apart(points[0], points[-1]) for panel, points in figure.panels.items()},
         "versions": library_versions(),

@@ -108,7 +108,7 @@ def _why(results: Mapping[str, Mapping[str, Any]]) -> str:
     value = min(step for _, step in of)
     told = ", ".join(f"{error:.3f} after {key}" for (key, step), error in sorted(of.items()) if step == value)
     return (
-        f" With shared noise one call tells the prompts apart already, and each further one tells more: of x_v at "
-        f"{value}, the default leaves {told} (of what the noise's mean leaves). But for as many calls a later key goes "
+        f" What a key tells, with shared noise: of x_v at {value}, the default leaves {told} (of what the noise's mean "
+        "leaves). For as many calls a later key goes "
         "to a later value, and fewer steps are left to draw what the jump has lost."
     )

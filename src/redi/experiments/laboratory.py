@@ -24,9 +24,10 @@ from redi.errors import InputError
 from redi.experiments.bills import MINIATURE_SPEED, SD15_SPEED, Cost, calls_of, cost, ends_of
 from redi.experiments.chains import finished, run_chain
 from redi.experiments.divergence import Divergence, measure
+from redi.experiments.opened import Opened
 from redi.experiments.other_keys import distance_at_value, embedded, estimates, run_by_similarity, run_to
 from redi.experiments.other_values import reuse_pictures
-from redi.experiments.paths import latents_after, set_schedule, starts
+from redi.experiments.paths import latents_after, starts
 from redi.experiments.sample_files import SHOWN, Samples, as_array, joined, read_samples, thumbnails, write_array
 from redi.experiments.sampling import CHAINED, Recording, Sampling, Scale, Solver, fingerprint
 from redi.experiments.subjects import Miniature, Subject
@@ -221,9 +222,8 @@ class Laboratory:
         return len(self.prompts(replicate).keys() & set(self.subject.base_prompts(replicate, self.scale.entries, True)))
 
     @cached_property
-    def _schedulers(self) -> dict[str, Any]:
-        """Of the model's pipelines, by the solver's name: a pipeline is slow to open."""
-        return {}
+    def _opened(self) -> Opened:
+        return Opened(self.subject, self.device)
 
     @cached_property
     def reference(self) -> Reference:
@@ -390,18 +390,10 @@ class Laboratory:
 
     def scheduler(self, solver: Solver) -> Any:
         """Return a scheduler as the solver's runs have it before their first step."""
-        if solver.name not in self._schedulers:
-            self._schedulers[solver.name] = self.subject.pipeline(solver.name, self.device).scheduler
-        stock = self._schedulers[solver.name]
-        scheduler = type(stock).from_config(stock.config, **solver.config)
-        set_schedule(scheduler, {"num_inference_steps": solver.steps, **solver.timesteps})
-        return scheduler
+        return self._opened.scheduler(solver)
 
     def _pipeline(self, solver: Solver) -> Any:
-        pipe = self.subject.pipeline(solver.name, self.device)
-        if solver.config:
-            pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **solver.config)
-        return pipe
+        return self._opened.pipeline(solver)
 
     def texts(self, recording: Recording, replicate: int) -> tuple[Tensor, Tensor]:
         """Return the pipeline's own embeddings (n, d) of the base's prompts and of the replicate's."""

@@ -32,7 +32,7 @@ def pareto(result: Mapping[str, Any]) -> list[str]:
     heads = " | ".join(f"{name}: solver alone | ReDi | ReDi is" for _, name, _ in TOLD)
     lines = [
         "The best at each number of calls, in each measure by itself. *Even* is where the interval of the difference, "
-        "over the same prompts from the same noises, holds zero.",
+        "over the same prompts from the same noises, holds zero; the bars of the plot are each row's own intervals.",
         "",
         f"| calls | {heads} |",
         "| ---: |" + " --- | --- | --- |" * len(TOLD),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -82,7 +82,7 @@ def _trailing(recording: Recording) -> Recording:
 
 SHORTEST_TRAILING, SHORT_TRAILING = _trailing(SHORTEST), _trailing(SHORT)
 _SHORT_PNDM = replace(SHORT, solver=Solver("pndm", 10))
-_SKIPPED, _SKIPPED_TRAILING = (2, 3, 4, 5, 6, 7), (4, 6)
+_SKIPPED, _SKIPPED_PNDM = (2, 3, 4, 5, 6, 7), (4, 6)
 """Steps that jumps from several keys skip: with as many steps skipped, a run makes as many calls."""
 _SIX = Recording(Solver("dpm", 6), (2,), (3, 4))
 _BETWEEN = (
@@ -222,14 +222,13 @@ def rivals() -> Study:
 
 
 def keys() -> Study:
-    """Where the best key lies, by DPM-Solver++: as a function of calls, on two spacings, and with no key at all."""
-    of = ((SHORT, _SKIPPED), (SHORT_TRAILING, _SKIPPED_TRAILING))
-    return _by_key("keys", "DPM-Solver++(2M), 10 steps", plain("dpm", 20), of)
+    """Where the best key lies, by DPM-Solver++: as a function of calls, and with no key at all."""
+    return _by_key("keys", "DPM-Solver++(2M), 10 steps", plain("dpm", 20), SHORT, _SKIPPED)
 
 
 def keys_pndm() -> Study:
     """Where the best key lies, by PNDM."""
-    return _by_key("keys-pndm", "PNDM, 10 steps", plain("pndm", 20), ((_SHORT_PNDM, _SKIPPED),))
+    return _by_key("keys-pndm", "PNDM, 10 steps", plain("pndm", 20), _SHORT_PNDM, _SKIPPED_PNDM)
 
 
 def chains() -> Study:
@@ -291,22 +290,21 @@ def smaller() -> Study:
     return Study("smaller", "Values of fewer bits: DPM-Solver++(2M), 20 steps", tuple(rows), full, tuple(claims))
 
 
-def _by_key(name: str, title: str, full: Sampling, bases: Iterable[tuple[Recording, Sequence[int]]]) -> Study:
-    """Return jumps that differ in their key alone, of each base and number of skipped steps: the latest against the
-    earliest, and that against none, which is the prompt's embedding with nothing run before the jump."""
-    rows, claims, shown = [], [], []
-    for recording, skipped in bases:
-        for skip in skipped:
-            steps = [key for key in recording.key_steps if key + skip in recording.value_steps]
-            jumps = [redi(recording, key, key + skip, weights="kriging") for key in steps]
-            pairs = [(jumps[-1], jumps[0])]
-            if skip in recording.value_steps:
-                none = redi(recording, 0, skip, weights="kriging", key="text")
-                rows.append(none)
-                pairs.append((jumps[0], none))
-                shown += [none.label, *(each.label for each in jumps)] if skip in _SKIPPED_TRAILING else []
-            rows += jumps
-            claims += [Claim(ours.label, rival.label, each) for ours, rival in pairs for each in COMPARED]
+def _by_key(name: str, title: str, full: Sampling, recording: Recording, skipped: Sequence[int]) -> Study:
+    """Return jumps that differ in their key alone, for each number of skipped steps: the latest against the earliest,
+    and that against none, which is the prompt's embedding with nothing run before the jump."""
+    rows, claims = [], []
+    for skip in skipped:
+        steps = [key for key in recording.key_steps if key + skip in recording.value_steps]
+        jumps = [redi(recording, key, key + skip, weights="kriging") for key in steps]
+        pairs = [(jumps[-1], jumps[0])]
+        if skip in recording.value_steps:
+            none = redi(recording, 0, skip, weights="kriging", key="text")
+            rows.append(none)
+            pairs.append((jumps[0], none))
+        rows += jumps
+        claims += [Claim(ours.label, rival.label, each) for ours, rival in pairs for each in COMPARED]
+    shown = [each.label for each in rows if each.jump and each.jump.value_step - each.jump.key_step in _SKIPPED_PNDM]
     return Study(name, title, (full, *rows), full, tuple(claims), kind="keys", shown=tuple(shown))
 
 
