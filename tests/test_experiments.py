@@ -155,6 +155,16 @@ def test_other_keys_jump_at_the_same_calls_and_land_elsewhere(laboratory: Labora
         laboratory.at_value(FULL, 0)
 
 
+def test_a_random_entry_is_the_same_however_prompts_are_parted(
+    laboratory: Laboratory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampling = redi(RECORDING, 2, 4, key="random")
+    whole = laboratory.sample(sampling, 0)
+    monkeypatch.setattr("redi.experiments.laboratory._PART", 2)
+    parted = replace(laboratory, folder=tmp_path, batch_size=2).sample(sampling, 0)
+    assert np.abs(parted.pictures.astype(int) - whole.pictures.astype(int)).max() <= 1, "up to rounding of the batch"
+
+
 @pytest.mark.parametrize("key", ["text", "trajectory"])
 def test_a_neighbours_picture_as_it_is_needs_no_call_after_its_key(laboratory: Laboratory, key: str) -> None:
     before = 0 if key == "text" else 2

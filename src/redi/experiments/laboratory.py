@@ -87,7 +87,8 @@ class Laboratory:
                 some = dict(list(asked.items())[part])
                 of_part = path.with_name(f"part-{start}-{len(some)}.npz")
                 if not of_part.exists():
-                    self._looked_at(some, *self._run(sampling, replicate, list(some), noise_ids[part])).write(of_part)
+                    run = self._run(sampling, replicate, list(some), noise_ids[part], noise_ids[:start])
+                    self._looked_at(some, *run).write(of_part)
                 made.append(read_samples(of_part))
             self._keep(path, sampling, replicate, joined(made))
         return read_samples(path)
@@ -282,7 +283,7 @@ class Laboratory:
         )
 
     def _run(
-        self, sampling: Sampling, replicate: int, prompts: list[str], noise_ids: list[int]
+        self, sampling: Sampling, replicate: int, prompts: list[str], noise_ids: list[int], before: Sequence[int] = ()
     ) -> tuple[list[Image.Image], list[int], list[bool], float]:
         pipe = self._pipeline(sampling.solver)
         if sampling.chain is not None:
@@ -297,7 +298,8 @@ class Laboratory:
             if jump.thresholds:
                 return run_by_similarity(pipe, base, prompts, noise_ids, jump)
             if jump.key != "trajectory":
-                return run_to(estimates(pipe, base, prompts, noise_ids, jump), pipe, base, prompts, noise_ids, jump)
+                values = estimates(pipe, base, prompts, noise_ids, jump, before=before)
+                return run_to(values, pipe, base, prompts, noise_ids, jump)
             started = time.perf_counter()
             made = generate(
                 pipe,
