@@ -67,6 +67,14 @@ def _stop_after(steps: int):  # type: ignore[no-untyped-def]
     return hold
 
 
+def test_a_rate_of_other_iterations_is_measured_anew(
+    laboratory: Laboratory, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert laboratory.has_divergence(RECORDING, 0, 4)
+    monkeypatch.setattr("redi.experiments.laboratory.ITERATIONS", 3)
+    assert not laboratory.has_divergence(RECORDING, 0, 4)
+
+
 def test_bounds_grow_with_what_they_count(laboratory: Laboratory, results: Path) -> None:
     found = laboratory.divergence(RECORDING, 0, 4)
     key, one_rate, chained, both, alone = predictions(found, 2).values()

@@ -177,8 +177,9 @@ def _compared(
         "gated": partial(jump, quantile=DEFAULT_QUANTILE),
     }
     rule = repr(combiner(DEFAULT_WEIGHTS))
+    constants = {"full": "", "jump": rule, "gated": f"{rule} {DEFAULT_QUANTILE}"}  # other ones make other pictures
     made = {
-        way: laboratory.pictures(recording, replicate, f"breaks {way} {key} {rule if way != 'full' else ''}", make)
+        way: laboratory.pictures(recording, replicate, f"breaks {way} {key} {constants[way]}", make)
         for way, make in makers.items()
     }
     pictures = {way: [Image.fromarray(each) for each in found.pictures] for way, found in made.items()}

@@ -23,7 +23,7 @@ from redi.attachment import quiet
 from redi.errors import InputError
 from redi.experiments.bills import MINIATURE_SPEED, SD15_SPEED, Cost, calls_of, cost, ends_of
 from redi.experiments.chains import finished, run_chain
-from redi.experiments.divergence import Divergence, measure
+from redi.experiments.divergence import ITERATIONS, Divergence, measure
 from redi.experiments.other_keys import distance_at_value, embedded, estimates, run_by_similarity, run_to
 from redi.experiments.other_values import reuse_pictures
 from redi.experiments.paths import latents_after, set_schedule, starts
@@ -37,7 +37,7 @@ from redi.metrics import Reference
 from redi.pipelines import MINIATURE
 from redi.plan import Plan
 from redi.results import write_json
-from redi.retrieval.weights import LeastSquares, combiner
+from redi.retrieval.weights import JITTER, Kriging, LeastSquares, combiner
 
 _KEPT = {"samples": "samples.npz", "diversity": "diversity.npy", "at_value": "at_value.npy"}
 """The file of a sampling that is there when it is whole."""
@@ -181,7 +181,7 @@ class Laboratory:
 
     def divergence(self, recording: Recording, replicate: int, queries: int) -> Divergence:
         """Return how the replicate's first queries and their nearest entries drift apart, measuring it first."""
-        path = self._folder("divergences", recording, replicate) / f"{queries}.npz"
+        path = self._divergences(recording, replicate, queries)
         if not path.exists():
             prompts = list(self.prompts(replicate))[:queries]
             base = self.base(recording, replicate)
@@ -189,6 +189,13 @@ class Laboratory:
             write_array(path, **asdict(found))
         with np.load(path) as kept:
             return Divergence(**kept)
+
+    def has_divergence(self, recording: Recording, replicate: int, queries: int) -> bool:
+        """Tell whether :meth:`divergence` would run nothing."""
+        return self._divergences(recording, replicate, queries).exists()
+
+    def _divergences(self, recording: Recording, replicate: int, queries: int) -> Path:
+        return self._folder("divergences", recording, replicate) / f"{queries}-{ITERATIONS}.npz"
 
     def latents(self, recording: Recording, replicate: int, steps: tuple[int, ...]) -> list[Tensor]:
         """Return the latents (n, ...) of the replicate's prompts after each of the steps, run from its noises."""
@@ -425,7 +432,7 @@ class Laboratory:
         # A rule's constants are not in what a sampling says; other constants are another run.
         more: tuple[str, ...] = () if rule == LeastSquares() else (repr(rule),)
         if isinstance(what, Sampling) and what.chain:
-            more = (repr(BANDWIDTHS), repr(CHAINED))
+            more = (repr(BANDWIDTHS), repr(CHAINED), repr(Kriging()), repr(JITTER))
         eyes = (self.subject.eyes,) if self.subject.eyes and kind in ("samples", "going-on") else ()
         return self.folder / kind / fingerprint(what, replicate, scale, self.subject.weights, *eyes, *more)
 
