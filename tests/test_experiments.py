@@ -25,7 +25,7 @@ from redi.experiments.quality import difference, figures
 from redi.experiments.report import write_report
 from redi.experiments.runner import experiment, run_study
 from redi.experiments.sample_files import Samples
-from redi.experiments.sampling import SPACING, Recording, Sampling, Scale, Solver, plain, redi
+from redi.experiments.sampling import SPACING, Recording, Sampling, Scale, Solver, plain, redi, says
 from redi.experiments.spacings import TIMESTEPS
 from redi.experiments.studies import STUDIES, Claim, Study
 from redi.metrics import Reference
@@ -295,6 +295,34 @@ def test_some_rows_are_run_again_and_the_others_kept_as_the_file_says(
     assert [claim["verdict"] for claim in found["claims"]][1] == "no difference", "a claim on a row run again is tested"
     assert found["best"][0]["verdict"] != "stale"
     assert json.loads(json.dumps(found)) == json.loads((tmp_path / "tiny" / "tiny.json").read_text())
+
+
+def test_a_row_of_another_sampling_of_its_name_is_not_kept(
+    laboratory: Laboratory, results: Path, tmp_path: Path
+) -> None:
+    before = json.loads((results / "tiny" / "tiny.json").read_text())
+    told = {row["label"]: row for row in before["rows"]}
+    for row in told.values():
+        row["frechet"]["value"] = -1.0
+    told[JUMP.label]["sampling"]["jump"]["quantile"] = 0.9
+    told[FULL.label]["sampling"].pop("chain")
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "tiny.json").write_text(json.dumps(before))
+    lines: list[str] = []
+    found = run_study(STUDY, laboratory, tmp_path, tell=lines.append, only=SHORT.label)
+    rows = {row["label"]: row for row in found["rows"]}
+    assert rows[JUMP.label]["frechet"]["value"] > 0, "the gate is not in the label"
+    assert rows[FULL.label]["frechet"]["value"] == -1, "a field that came later is at its default"
+    assert lines[0].startswith(f"{JUMP.label}: the file's row is of another sampling of that name")
+
+
+def test_the_committed_rows_say_what_the_studies_do() -> None:
+    for file in (Path(__file__).parents[1] / "results" / "small").glob("*.json"):
+        if file.stem in STUDIES:
+            rows = {row["label"]: row["sampling"] for row in json.loads(file.read_text())["rows"]}
+            same = [says(rows[each.label], each) for each in STUDIES[file.stem].samplings if each.label in rows]
+            assert same, file
+            assert all(same), file
 
 
 def test_what_is_known_of_the_best_is_kept_while_they_are_the_best(

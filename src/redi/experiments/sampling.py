@@ -258,3 +258,19 @@ def _told(part: Any) -> Any:
         said = {each.name: getattr(part, each.name) for each in fields(part)}
         return {each.name: _told(said[each.name]) for each in fields(part) if said[each.name] != each.default}
     return part
+
+
+def says(told: Any, part: Any) -> bool:
+    """Return whether JSON says what a dataclass or a plain value does.
+
+    A field that it lacks came after it was written, and is at its default. One that there is no more is another thing.
+    """
+    if not is_dataclass(part):
+        return bool(told == json.loads(json.dumps(part)))
+    if not isinstance(told, dict) or not told.keys() <= {each.name for each in fields(part)}:
+        return False
+    said = {each.name: getattr(part, each.name) for each in fields(part)}
+    return all(
+        says(told[each.name], said[each.name]) if each.name in told else said[each.name] == each.default
+        for each in fields(part)
+    )
