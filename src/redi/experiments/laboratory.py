@@ -21,7 +21,18 @@ from tqdm import tqdm
 import redi
 from redi.attachment import quiet
 from redi.errors import InputError
-from redi.experiments.bills import MINIATURE_SPEED, SD15_SPEED, Cost, calls_of, cost, ends_of
+from redi.experiments.bills import (
+    MINIATURE_SPEED,
+    SD15_SPEED,
+    Cost,
+    Drift,
+    Route,
+    What,
+    Work,
+    calls_of,
+    cost,
+    ends_of,
+)
 from redi.experiments.chains import finished, run_chain
 from redi.experiments.divergence import ITERATIONS, Divergence, measure
 from redi.experiments.other_keys import distance_at_value, embedded, estimates, run_by_similarity, run_to
@@ -41,7 +52,6 @@ from redi.retrieval.weights import JITTER, Kriging, LeastSquares, combiner
 
 _KEPT = {"samples": "samples.npz", "diversity": "diversity.npy", "at_value": "at_value.npy"}
 """The file of a sampling that is there when it is whole."""
-_NOTHING = Cost(0, 0)
 _PART, _PART_CALLS = 512, 30_000
 """Prompts that are run between two files, and calls, if one batch takes no more: what an interruption costs at most."""
 
@@ -181,7 +191,7 @@ class Laboratory:
 
     def divergence(self, recording: Recording, replicate: int, queries: int) -> Divergence:
         """Return how the replicate's first queries and their nearest entries drift apart, measuring it first."""
-        path = self._divergences(recording, replicate, queries)
+        path = self._drift(recording, replicate, queries)
         if not path.exists():
             prompts = list(self.prompts(replicate))[:queries]
             base = self.base(recording, replicate)
@@ -190,16 +200,12 @@ class Laboratory:
         with np.load(path) as kept:
             return Divergence(**kept)
 
-    def has_divergence(self, recording: Recording, replicate: int, queries: int) -> bool:
-        """Tell whether :meth:`divergence` would run nothing."""
-        return self._divergences(recording, replicate, queries).exists()
-
-    def _divergences(self, recording: Recording, replicate: int, queries: int) -> Path:
+    def _drift(self, recording: Recording, replicate: int, queries: int) -> Path:
         return self._folder("divergences", recording, replicate) / f"{queries}-{ITERATIONS}.npz"
 
     def latents(self, recording: Recording, replicate: int, steps: tuple[int, ...]) -> list[Tensor]:
         """Return the latents (n, ...) of the replicate's prompts after each of the steps, run from its noises."""
-        path = self._folder("paths", recording.solver, replicate) / f"{'-'.join(map(str, steps))}.npz"
+        path = self._route(Route(recording.solver, steps), replicate)
         if not path.exists():
             prompts, base = list(self.prompts(replicate)), self.base(recording, replicate)
             pipe = self._pipeline(recording.solver)
@@ -207,6 +213,9 @@ class Laboratory:
             write_array(path, latents=torch.stack(found).cpu().numpy())
         with np.load(path) as kept:
             return list(torch.from_numpy(kept["latents"]))
+
+    def _route(self, route: Route, replicate: int) -> Path:
+        return self._folder("paths", route.solver, replicate) / f"{'-'.join(map(str, route.steps))}.npz"
 
     def _finished(self, recording: Recording, replicate: int) -> Tensor:
         """Return the latents (n, ...) in which the runs of the entries that chains look at end."""
@@ -245,43 +254,27 @@ class Laboratory:
             write_array(path, np.concatenate(found))
         return Reference(np.load(path))
 
-    def cost(
-        self,
-        samplings: Sequence[Sampling],
-        *,
-        diversity: bool = False,
-        at_value: bool = False,
-        recordings: Sequence[Recording] = (),
-    ) -> Cost:
-        """Return what is still to be run for the samplings and for more recordings; of a half-built base, its rest."""
-        whole = {"samples": self.scale.prompts, "diversity": self.scale.spread, "at_value": self.scale.prompts}
+    def cost(self, work: Work) -> Cost:
+        """Return what is still to be run of some work; of a half-built base, its rest."""
+        return cost(work, self.scale, there=self._there)
 
-        def there(kind: str, what: Sampling | Recording, replicate: int) -> int:
-            if kind == "ends":
-                return (
-                    ends_of(what, self.scale)
-                    if isinstance(what, Recording) and self._ends(what, replicate).exists()
-                    else 0
-                )
-            if isinstance(what, Sampling):
-                return whole[kind] if self._file(kind, what, replicate).exists() else 0
-            folder = self._folder("bases", what, replicate)
-            return len(redi.KnowledgeBase.open(folder)) if (folder / "manifest.json").exists() else 0
+    def _there(self, kind: str, what: What, replicate: int) -> int:
+        """Return how much of it there is, as :func:`redi.experiments.bills.cost` asks."""
+        if isinstance(what, Sampling):
+            whole = self.scale.spread if kind == "diversity" else self.scale.prompts
+            return whole if self._file(kind, what, replicate).exists() else 0
+        if isinstance(what, Route):
+            return self.scale.prompts if self._route(what, replicate).exists() else 0
+        if isinstance(what, Drift):
+            return what.calls if self._drift(what.recording, replicate, what.queries).exists() else 0
+        if kind == "ends":
+            return ends_of(what, self.scale) if self._ends(what, replicate).exists() else 0
+        folder = self._folder("bases", what, replicate)
+        return len(redi.KnowledgeBase.open(folder)) if (folder / "manifest.json").exists() else 0
 
-        measured = {"diversity": diversity, "at_value": at_value}
-        return cost(samplings, self.scale, recordings=recordings, there=there, **measured)
-
-    def bill(
-        self,
-        samplings: Sequence[Sampling],
-        *,
-        diversity: bool = False,
-        at_value: bool = False,
-        recordings: Sequence[Recording] = (),
-        others: Cost = _NOTHING,
-    ) -> str:
-        """Return :meth:`cost` and what else is run in words, and the hours that calls are reckoned to take."""
-        found = others + self.cost(samplings, diversity=diversity, at_value=at_value, recordings=recordings)
+    def bill(self, work: Work) -> str:
+        """Return :meth:`cost` in words, and the hours that calls are reckoned to take."""
+        found = self.cost(work)
         speed = MINIATURE_SPEED if self.subject.model == MINIATURE else SD15_SPEED
         kept = found.gigabytes(int(np.prod(self.subject.latent_shape)))
         return (

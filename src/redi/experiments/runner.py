@@ -18,7 +18,7 @@ from PIL import Image
 from redi.comparison import Column
 from redi.errors import InputError
 from redi.experiments.bank import run_bank
-from redi.experiments.bills import diverse
+from redi.experiments.bills import Work, diverse
 from redi.experiments.bound import run_bound
 from redi.experiments.breaks import run_breaks
 from redi.experiments.estimates import run_estimates
@@ -39,6 +39,7 @@ from redi.retrieval.weights import combiner
 
 _SHEET_CALLS = (3, 4, 6, 8, 10)
 _NO_LPIPS = "no LPIPS"
+_AT_VALUE = "at_value"
 
 
 class Experiment(Protocol):
@@ -75,7 +76,13 @@ def run_study(
     earlier = _earlier(study, laboratory, file, only)
     kept = _kept(study, earlier["rows"], only, tell)
     to_run = [sampling for sampling in study.samplings if sampling.label not in kept]
-    tell(f"{study.name}: {laboratory.bill([study.full, *to_run], diversity=True, at_value=study.at_value)}")
+    untouched = {
+        (told["ours"], told["rival"], told["measure"]): told
+        for told in earlier["claims"]
+        if {told["ours"], told["rival"]} <= kept.keys()
+    }
+    to_test = [claim for claim in study.claims if (claim.ours, claim.rival, claim.measure) not in untouched]
+    tell(f"{study.name}: {laboratory.bill(work(study, to_run, to_test))}")
     full = _replicates(laboratory, study.full)
     rows = []
     for sampling in study.samplings:
@@ -93,11 +100,6 @@ def run_study(
         rows.append({"label": sampling.label, "sampling": asdict(sampling), **rule, **found})
         told = (f"{name} {found[name]['value']:.3f}" for name in COMPARED if name in found)
         tell(f"{sampling.label}: {found['calls']:.1f} calls, {', '.join(told)}")
-    untouched = {
-        (told["ours"], told["rival"], told["measure"]): told
-        for told in earlier["claims"]
-        if {told["ours"], told["rival"]} <= kept.keys()
-    }
     known = [told for told in earlier["best"] if {told["ours"], told["rival"]} <= kept.keys()]
     result = {
         "study": study.name,
@@ -126,6 +128,19 @@ def run_study(
         result["sheet"] = f"{scale.name}/{picture.name}"
     write_json(file, result)
     return result
+
+
+def work(study: Study, rows: Sequence[Sampling], claims: Sequence[Claim]) -> Work:
+    """Return what some rows of a study and tests of some claims run: these ask for both sides, kept rows or not."""
+    by_label = {sampling.label: sampling for sampling in study.samplings}
+    sides = [(by_label[label], claim.measure) for claim in claims for label in (claim.ours, claim.rival)]
+    compared = [sampling for sampling, measure in sides if measure != _AT_VALUE]
+    apart = [sampling for sampling, measure in sides if measure == _AT_VALUE]
+    return Work(
+        (study.full, *rows, *compared),
+        diversity=tuple(rows),
+        at_value=(*(rows if study.at_value else ()), *apart),
+    )
 
 
 def _earlier(study: Study, laboratory: Laboratory, file: Path, only: str) -> dict[str, Any]:
@@ -183,7 +198,7 @@ def _verdict(claim: Claim, study: Study, full: list[Samples], laboratory: Labora
     """Return the claim and whether it holds: ours is not worse outside the interval of the difference."""
     by_label = {sampling.label: sampling for sampling in study.samplings}
     ours, rival = by_label[claim.ours], by_label[claim.rival]
-    if claim.measure == "at_value":
+    if claim.measure == _AT_VALUE:
         found = mean_interval(_at_value(laboratory, ours) - _at_value(laboratory, rival))
     else:
         found = difference(
@@ -221,7 +236,7 @@ def _best(
             places.append((calls, measure, ours["label"], alone["label"]))
     missing = [place for place in places if place not in found]
     compared = {label for *_, ours, rival in missing for label in (ours, rival)}
-    tell(f"the best: {laboratory.bill([each for each in study.samplings if each.label in compared])}")
+    tell(f"the best: {laboratory.bill(Work(tuple(each for each in study.samplings if each.label in compared)))}")
     for calls, measure, ours, rival in missing:
         claim, of_rival = Claim(ours, rival, measure), Claim(rival, study.full.label, measure)
         alone = _verdict(of_rival, study, full, laboratory)
