@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from redi.experiments.bound import predictions, run_bound
+from redi.experiments.bills import Cost
+from redi.experiments.bound import network_calls, predictions, run_bound, work
 from redi.experiments.laboratory import Laboratory
 from redi.experiments.report import write_report
 from redi.experiments.sampling import Recording, Scale, Solver
@@ -65,6 +66,15 @@ def _stop_after(steps: int):  # type: ignore[no-untyped-def]
         return {"latents": kept.get("latents", told["latents"])}
 
     return hold
+
+
+def test_a_rate_of_other_iterations_is_measured_anew(
+    laboratory: Laboratory, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = work(TINY, RECORDING)
+    assert laboratory.cost(needed) == Cost(0, 0), "what is there is not billed"
+    monkeypatch.setattr("redi.experiments.laboratory.ITERATIONS", 3)
+    assert laboratory.cost(needed) == Cost(network_calls(TINY, RECORDING), 0)
 
 
 def test_bounds_grow_with_what_they_count(laboratory: Laboratory, results: Path) -> None:

@@ -77,6 +77,19 @@ def test_results_and_page_tell_every_group(results: Path, tmp_path: Path) -> Non
     assert all((results / one).stat().st_size > 1000 and f"../results/{one}" in page for one in sheets)
 
 
+def test_pictures_of_another_gate_are_made_anew_and_the_others_kept(
+    laboratory: Laboratory, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, recording = list(laboratory.prompts(0).items()), breaks.own(RECORDING)
+    folder = laboratory._folder("pictures", recording, 0)
+    before = set(folder.iterdir())
+    breaks._compared(laboratory, recording, asked, replicate=0)
+    assert set(folder.iterdir()) == before, "they are there"
+    monkeypatch.setattr(breaks, "DEFAULT_QUANTILE", 0.5)
+    breaks._compared(laboratory, recording, asked, replicate=0)
+    assert len(set(folder.iterdir()) - before) == 1
+
+
 def test_differences_are_of_pairs_over_all_replicates() -> None:
     right = np.tile([1.0, 0.0], 50)
     one = Outcome(
@@ -110,13 +123,13 @@ def test_the_worst_are_the_farthest_of_the_groups_that_a_sheet_is_of(monkeypatch
     wording = {"as in the base": [outcome(9, "base")], "keywords": [outcome(1, "key"), outcome(2, "words")]}
     objects = {"1": [outcome(3, "one")], "3": [outcome(4, "three")]}
     columns: list[list[str]] = []
-    page = worst.page
+    sheet = worst.sheet
 
     def kept(shown: Sequence[Column], *args: Any, **options: Any) -> Image.Image:
         columns.append([column.title for column in shown])
-        return page(shown, *args, **options)
+        return sheet(shown, *args, **options)
 
-    monkeypatch.setattr(worst, "page", kept)
+    monkeypatch.setattr(worst, "sheet", kept)
     none: dict[str, list[Outcome]] = {}
     panels = {"objects": objects, "wording": wording, worst.DISTANCE: none, "guidance": none, worst.ENTRIES: none}
     assert list(worst_sheets(panels)) == ["breaks", "breaks-objects", "breaks-wording"]

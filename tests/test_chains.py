@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from redi.experiments.sampling import Chain, Recording, Sampling, Scale, Solver,
 from redi.experiments.studies import STUDIES
 from redi.pipelines import MINIATURE, load_pipeline
 from redi.plan import Plan
+from redi.retrieval.weights import Kriging
 
 TINY = Scale("tiny", prompts=6, entries=48, noises=2, replicates=1, reference=40)
 RECORDING = Recording(Solver("dpm", 4, (("timestep_spacing", "trailing"),)), (1,), (2, 3))
@@ -113,6 +115,17 @@ def test_what_a_chain_cannot_do_is_refused_before_any_call(laboratory: Laborator
     base = redi.build(two, ["a cat", "a dog"], tmp_path / "heun", plan=Plan(4, 1, (3,)), noises=[0])
     with pytest.raises(UnsupportedError, match="one call a step"):
         finished(two, base)
+
+
+@pytest.mark.parametrize(("name", "other"), [("JITTER", 1e-3), ("Kriging", partial(Kriging, nugget=0.1))])
+def test_a_chain_of_other_constants_is_another_run(
+    laboratory: Laboratory, monkeypatch: pytest.MonkeyPatch, name: str, other: Any
+) -> None:
+    sampling = chained(RECORDING, 0, 2)
+    before = laboratory._file("samples", sampling, 0)
+    assert before == laboratory._file("samples", sampling, 0)
+    monkeypatch.setattr(f"redi.experiments.laboratory.{name}", other)
+    assert laboratory._file("samples", sampling, 0) != before
 
 
 def test_tables_name_chains_apart() -> None:

@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 
 from redi.calibration import LEAST_PROMPTS
 from redi.cli.app import app
-from redi.experiments.bills import DIVERSE_CALLS, MINIATURE_SPEED, Cost, after, calls_of, cost
+from redi.experiments.bills import DIVERSE_CALLS, MINIATURE_SPEED, Cost, Work, after, calls_of, cost
 from redi.experiments.breaks import _LACKING, _parts
 from redi.experiments.costs import at_paper, page
 from redi.experiments.laboratory import Laboratory
-from redi.experiments.runner import EXPERIMENTS, run_study
+from redi.experiments.runner import EXPERIMENTS, experiment, run_study
 from redi.experiments.sampling import PAPER, SMALL, TOY, Recording, Scale, Solver, plain, redi, scale_of
 from redi.experiments.studies import SHORT, Study
 from redi.experiments.works import WORKS, total
@@ -68,31 +68,46 @@ def test_a_jumps_calls_of_pndm_are_billed_as_they_are_counted(laboratory: Labora
 
 def test_a_base_that_is_half_built_is_billed_with_its_rest(laboratory: Laboratory) -> None:
     recording = Recording(Solver("dpm", 3), (1,), (2,))
-    whole = laboratory.cost([], recordings=[recording])
+    needed = Work(recordings=(recording,))
+    whole = laboratory.cost(needed)
     assert whole == Cost(24 * 2, 24 * 2)
     few = replace(laboratory, scale=replace(TINY, entries=8))
     few.base(recording, 0)
     shutil.copytree(few._folder("bases", recording, 0), laboratory._folder("bases", recording, 0))
-    assert laboratory.cost([], recordings=[recording]) == Cost(16 * 2, 16 * 2)
-    assert few.cost([], recordings=[recording]) == Cost(0, 0)
+    assert laboratory.cost(needed) == Cost(16 * 2, 16 * 2)
+    assert few.cost(needed) == Cost(0, 0)
 
 
 def test_a_bill_tells_hours_and_what_they_are_reckoned_with(laboratory: Laboratory) -> None:
-    told = laboratory.bill([], others=Cost(round(MINIATURE_SPEED.calls * 3600), 0))
+    told = laboratory.bill(Work(others={"an hour": Cost(round(MINIATURE_SPEED.calls * 3600), 0)}))
     assert "; 1 hours at 120 calls a second (measured on two CPU cores with nothing beside)" in told
 
 
 def test_diversity_of_the_finest_runs_is_neither_billed_nor_measured(tmp_path: Path) -> None:
     fine, finer = plain("dpm", DIVERSE_CALLS), plain("dpm", DIVERSE_CALLS + 1)
-    several = cost([fine], TINY, diversity=True).calls - cost([fine], TINY).calls
+    several = cost(Work((fine,), diversity=(fine,)), TINY).calls - cost(Work((fine,)), TINY).calls
     assert several == DIVERSE_CALLS
-    assert cost([finer], TINY, diversity=True) == cost([finer], TINY)
+    assert cost(Work((finer,), diversity=(finer,)), TINY) == cost(Work((finer,)), TINY)
     small = replace(TINY, prompts=2, replicates=2)
     laboratory = Laboratory(tmp_path, small, "cpu")
     study = Study("fine", "Fine", (plain("dpm", 2), finer), plain("dpm", 2))
     one, other = run_study(study, laboratory, tmp_path / "results", tell=lambda line: None)["rows"]
     assert "diversity" in one
     assert "diversity" not in other
+
+
+class _Told(Exception):
+    """The first line that a run tells: what it will cost."""
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_a_run_prints_what_the_page_of_costs_tells(tmp_path: Path, name: str) -> None:
+    def stop(line: str) -> None:
+        raise _Told(line)
+
+    scale = scale_of("toy", name)
+    with pytest.raises(_Told, match=rf"^{name}: (at most )?{total([WORKS[name](scale)], scale).calls:,} network calls"):
+        experiment(name)(Laboratory(tmp_path, scale, "cpu"), tmp_path / "results", tell=stop)
 
 
 def test_what_two_experiments_need_is_taken_once() -> None:
@@ -127,5 +142,5 @@ def test_the_papers_scale_without_its_model_is_refused_with_what_it_takes(comman
 def test_heun_takes_two_calls_for_each_step_but_the_last() -> None:
     assert after(Solver("heun", 13), 13) == 25
     assert after(Solver("pndm", 50), 50) == 51
-    assert cost([plain("heun", 13)], TINY).calls == 4 * 25
+    assert cost(Work((plain("heun", 13),)), TINY).calls == 4 * 25
     assert np.isclose(Cost(3600, 0).hours(MINIATURE_SPEED), 1 / 120)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
@@ -10,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from diffusers import DPMSolverMultistepScheduler
+from diffusers import DPMSolverMultistepScheduler, UNet2DConditionModel
 from typer.testing import CliRunner
 
 from redi.cli.app import app
 from redi.errors import InputError
-from redi.experiments.bills import Cost
+from redi.experiments.bills import Cost, Work
 from redi.experiments.defaults_section import against_fewer_steps
 from redi.experiments.laboratory import Laboratory
 from redi.experiments.other_keys import distance_at_value, run_by_similarity, run_full
@@ -25,7 +26,7 @@ from redi.experiments.quality import difference, figures
 from redi.experiments.report import write_report
 from redi.experiments.runner import experiment, run_study
 from redi.experiments.sample_files import Samples
-from redi.experiments.sampling import SPACING, Recording, Sampling, Scale, Solver, plain, redi
+from redi.experiments.sampling import SPACING, Recording, Sampling, Scale, Solver, plain, redi, says
 from redi.experiments.spacings import TIMESTEPS
 from redi.experiments.studies import STUDIES, Claim, Study
 from redi.metrics import Reference
@@ -72,12 +73,12 @@ def test_calls_are_counted_and_samplings_start_from_the_same_noises(laboratory: 
 
 
 def test_a_sampling_that_is_there_is_not_run_again(laboratory: Laboratory, results: Path) -> None:
-    assert laboratory.cost([FULL, SHORT, JUMP]) == Cost(0, 0)
-    assert laboratory.cost([FULL, SHORT, JUMP], diversity=True) == Cost(0, 0)
-    assert laboratory.cost([plain("dpm", 5)]).calls == 5 * 4 * 2
-    assert laboratory.cost([plain("dpm", 5)], diversity=True).calls == 5 * (4 + 1) * 2, "one prompt's other noise"
-    other = replace(laboratory, scale=replace(TINY, prompts=5))
-    assert other.cost([FULL]).calls == 6 * 5 * 2, "another scale's samples are other samples"
+    there, other = (FULL, SHORT, JUMP), (plain("dpm", 5),)
+    assert laboratory.cost(Work(there, diversity=there, at_value=(JUMP,))) == Cost(0, 0)
+    assert laboratory.cost(Work(other)).calls == 5 * 4 * 2
+    assert laboratory.cost(Work(other, diversity=other)).calls == 5 * (4 + 1) * 2, "one prompt's other noise"
+    larger = replace(laboratory, scale=replace(TINY, prompts=5))
+    assert larger.cost(Work((FULL,))).calls == 6 * 5 * 2, "another scale's samples are other samples"
 
 
 def test_a_sheet_runs_no_more_than_the_pictures_that_it_shows(laboratory: Laboratory) -> None:
@@ -85,7 +86,7 @@ def test_a_sheet_runs_no_more_than_the_pictures_that_it_shows(laboratory: Labora
     assert not laboratory.has_first(sampling)
     alone = laboratory.first(sampling)
     assert laboratory.has_first(sampling)
-    assert laboratory.cost([sampling]).calls == 7 * 4 * 2, "its samples are still to be run"
+    assert laboratory.cost(Work((sampling,))).calls == 7 * 4 * 2, "its samples are still to be run"
     assert set(alone.calls) == {7}
     samples = laboratory.sample(sampling, 0)
     assert np.array_equal(alone.pictures, samples.shown)
@@ -153,6 +154,16 @@ def test_other_keys_jump_at_the_same_calls_and_land_elsewhere(laboratory: Labora
     assert apart["trajectory"].mean() < apart["random"].mean()
     with pytest.raises(InputError, match="does not jump"):
         laboratory.at_value(FULL, 0)
+
+
+def test_a_random_entry_is_the_same_however_prompts_are_parted(
+    laboratory: Laboratory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sampling = redi(RECORDING, 2, 4, key="random")
+    whole = laboratory.sample(sampling, 0)
+    monkeypatch.setattr("redi.experiments.laboratory._PART", 2)
+    parted = replace(laboratory, folder=tmp_path, batch_size=2).sample(sampling, 0)
+    assert np.abs(parted.pictures.astype(int) - whole.pictures.astype(int)).max() <= 1, "up to rounding of the batch"
 
 
 @pytest.mark.parametrize("key", ["text", "trajectory"])
@@ -285,6 +296,60 @@ def test_some_rows_are_run_again_and_the_others_kept_as_the_file_says(
     assert [claim["verdict"] for claim in found["claims"]][1] == "no difference", "a claim on a row run again is tested"
     assert found["best"][0]["verdict"] != "stale"
     assert json.loads(json.dumps(found)) == json.loads((tmp_path / "tiny" / "tiny.json").read_text())
+
+
+def test_a_row_of_another_sampling_of_its_name_is_not_kept(
+    laboratory: Laboratory, results: Path, tmp_path: Path
+) -> None:
+    before = json.loads((results / "tiny" / "tiny.json").read_text())
+    told = {row["label"]: row for row in before["rows"]}
+    for row in told.values():
+        row["frechet"]["value"] = -1.0
+    told[JUMP.label]["sampling"]["jump"]["quantile"] = 0.9
+    told[FULL.label]["sampling"].pop("chain")
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "tiny.json").write_text(json.dumps(before))
+    lines: list[str] = []
+    found = run_study(STUDY, laboratory, tmp_path, tell=lines.append, only=SHORT.label)
+    rows = {row["label"]: row for row in found["rows"]}
+    assert rows[JUMP.label]["frechet"]["value"] > 0, "the gate is not in the label"
+    assert rows[FULL.label]["frechet"]["value"] == -1, "a field that came later is at its default"
+    assert lines[0].startswith(f"{JUMP.label}: the file's row is of another sampling of that name")
+
+
+def test_the_committed_rows_say_what_the_studies_do() -> None:
+    for file in (Path(__file__).parents[1] / "results" / "small").glob("*.json"):
+        if file.stem in STUDIES:
+            rows = {row["label"]: row["sampling"] for row in json.loads(file.read_text())["rows"]}
+            same = [says(rows[each.label], each) for each in STUDIES[file.stem].samplings if each.label in rows]
+            assert same, file
+            assert all(same), file
+
+
+def test_the_bill_of_some_rows_is_what_is_run_for_them(
+    laboratory: Laboratory, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = redi(RECORDING, 2, 4, neighbors=2, key="text")
+    claims = (Claim(text.label, JUMP.label, "frechet"), Claim(text.label, JUMP.label, "at_value"))
+    study = replace(STUDY, samplings=(*STUDY.samplings, text), claims=claims, plot=False)
+    (tmp_path / "results").mkdir()
+    shutil.copytree(results / "tiny", tmp_path / "results" / "tiny")
+    for replicate in range(2):
+        folder = laboratory._folder("bases", RECORDING, replicate)
+        shutil.copytree(folder, tmp_path / "work" / folder.relative_to(laboratory.folder))
+    made, forward = 0, UNet2DConditionModel.forward
+
+    @wraps(forward)
+    def counted(network: UNet2DConditionModel, sample: Any, *args: Any, **options: Any) -> Any:
+        nonlocal made
+        made += len(sample) // 2  # with and without the prompt
+        return forward(network, sample, *args, **options)
+
+    monkeypatch.setattr(UNet2DConditionModel, "forward", counted)
+    lines: list[str] = []
+    gone = replace(laboratory, folder=tmp_path / "work")
+    run_study(study, gone, tmp_path / "results", tell=lines.append, only="*text key")
+    assert f"tiny: {made:,} network calls" in lines[0], "the rival's samples too, and no diversity of the run in full"
 
 
 def test_what_is_known_of_the_best_is_kept_while_they_are_the_best(

@@ -10,7 +10,8 @@ import pytest
 
 import redi
 from redi.calibration import Measurements
-from redi.experiments.gate import Outcome, _promises, lower_hull, part, run_gate, scores_at_key
+from redi.experiments.bills import Cost, Route
+from redi.experiments.gate import Outcome, _promises, lower_hull, part, run_gate, scores_at_key, work
 from redi.experiments.laboratory import Laboratory
 from redi.experiments.report import write_report
 from redi.experiments.sampling import Recording, Scale, Solver
@@ -47,6 +48,14 @@ def test_scores_are_those_that_the_engine_reports(laboratory: Laboratory) -> Non
         assert found["distance"][place] == pytest.approx(report.neighbors[0].distance, rel=1e-3)
         assert found["residual"][place] == pytest.approx(report.residual, rel=1e-2)
         assert found["variance"][place] == pytest.approx(report.variance, rel=1e-2)
+
+
+def test_what_is_there_is_not_billed(laboratory: Laboratory, results: Path) -> None:
+    assert laboratory.cost(work(RECORDING)) == Cost(0, 0)
+    laboratory._route(Route(RECORDING.solver, (1,)), 0).unlink()
+    assert laboratory.cost(work(RECORDING)) == Cost(40, 0), "the call up to the key, of all prompts"
+    scores_at_key(laboratory, RECORDING, 0)
+    assert laboratory.cost(work(RECORDING)) == Cost(0, 0)
 
 
 def test_results_and_page_say_what_was_asked_and_delivered(results: Path, tmp_path: Path) -> None:

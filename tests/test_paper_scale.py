@@ -173,6 +173,26 @@ def test_a_study_runs_on_it_as_on_the_miniature(laboratory: Laboratory, tmp_path
     assert again[0].startswith("tiny: 0 network calls"), "everything is kept"
 
 
+def test_rows_are_kept_only_of_the_same_lpips(laboratory: Laboratory, subject: Coco, tmp_path: Path) -> None:
+    run_study(STUDY, laboratory, tmp_path, tell=lambda line: None)
+    assert subject.lpips is not None
+    for lpips, expected in ((None, "no LPIPS"), (replace(subject.lpips, identity="others"), "LPIPS.* others")):
+        other = replace(laboratory, subject=replace(subject, lpips=lpips))
+        with pytest.raises(InputError, match=f"Expected: results of .*{expected}.*so that rows compare"):
+            run_study(STUDY, other, tmp_path, tell=pytest.fail, only=TEXT.label)
+
+
+def test_weights_of_every_kind_of_file_are_told_apart(subject: Coco, tmp_path: Path) -> None:
+    found = []
+    for content in (None, b"some", b"others"):
+        folder = tmp_path / "model"
+        shutil.copytree(subject.model, folder, dirs_exist_ok=True)
+        if content:
+            (folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(content)
+        found.append(replace(subject, model=str(folder)).weights)
+    assert len(set(found)) == 3
+
+
 @pytest.mark.parametrize(("most", "count"), [("_PART", 3), ("_PART_CALLS", 3 * FULL.solver.steps)])
 def test_every_part_of_a_sampling_is_kept_as_it_is_done(
     laboratory: Laboratory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: str, count: int

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from redi.experiments.bills import Cost, after
+from redi.experiments.bills import Cost, Work, after
 from redi.experiments.laboratory import Laboratory
 from redi.experiments.quality import figures
 from redi.experiments.sampling import Recording, Sampling, Scale, Solver, redi
@@ -79,7 +79,7 @@ def run_bank(
     jump = redi(recording, key_step, value_step, weights=DEFAULT_WEIGHTS)
     full = Sampling(solver)
     banks = _banks(scale)
-    tell(f"bank: at most {laboratory.bill([], others=cost_of(scale, recording) * scale.replicates)}")
+    tell(f"bank: at most {laboratory.bill(work(scale, recording))}")
     rows = []
     fits: list[list[Point]] = []
     for noises in banks:
@@ -114,14 +114,14 @@ def _banks(scale: Scale) -> list[int]:
     return [each for each in NOISES if _FEWEST * each <= scale.entries]
 
 
-def cost_of(scale: Scale, recording: Recording) -> Cost:
-    """Return what one replicate takes with nothing there yet: each bank has a base, paths, runs in full and jumps."""
+def work(scale: Scale, recording: Recording) -> Work:
+    """Return what the study runs with nothing there yet: each bank has a base, paths, runs in full and jumps."""
     solver, ((value_step,), banks) = recording.solver, (recording.value_steps, _banks(scale))
     points = sum(len(list(_counts(scale.entries // each))) for each in banks) + (max(banks) > 1)
     built = len(banks) * (scale.entries + scale.prompts) * after(solver, value_step)
     alone = len(banks) * scale.prompts * after(solver, solver.steps)
     going_on = points * min(_QUERIES, scale.prompts) * (1 + solver.steps - value_step)
-    return Cost(built + alone + going_on, 2 * len(banks) * scale.entries)
+    return Work(others={"bank": Cost(built + alone + going_on, 2 * len(banks) * scale.entries)})
 
 
 def _points(laboratory: Laboratory, recording: Recording, replicate: int, *, alien: bool = False) -> list[Point]:

@@ -1,14 +1,12 @@
-"""Owns what samplings cost before they are run: network calls, hours, latents that are kept; must not know how they
-run."""
+"""Owns what work costs before it is done: network calls, hours, latents that are kept; must not know how it is done."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 from redi.experiments.sampling import CHAINED, Recording, Sampling, Scale, Solver
-
-There = Callable[[str, Sampling | Recording, int], int]
 
 _BYTES = 2
 
@@ -61,43 +59,94 @@ class Cost:
         return Cost(self.calls * count, self.latents * count)
 
 
-def cost(
-    samplings: Sequence[Sampling],
-    scale: Scale,
-    *,
-    diversity: bool = False,
-    at_value: bool = False,
-    recordings: Sequence[Recording] = (),
-    there: There = lambda kind, what, replicate: 0,
-) -> Cost:
-    """Return what the samplings and the bases that they need take at a scale.
+@dataclass(frozen=True)
+class Route:
+    """All prompts of a replicate, run by a solver to the last of some steps, with their latents after each."""
+
+    solver: Solver
+    steps: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Drift:
+    """A replicate's first queries and their nearest entries, measured on the way (:mod:`redi.experiments.divergence`).
+
+    Attributes:
+        recording: The base.
+        queries: How many.
+        calls: Of all of them.
+    """
+
+    recording: Recording
+    queries: int
+    calls: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """What an experiment runs at a scale: what it prints before it starts, and what ``docs/experiments.md`` tells.
+
+    Attributes:
+        samplings: Of all prompts.
+        diversity: Those of them whose diversity is measured, where :func:`diverse` says so.
+        at_value: Samplings whose jumps' distances at x_v are measured.
+        recordings: Bases that are needed besides.
+        routes: Latents on the way.
+        drifts: Divergences.
+        others: Other calls and latents of one replicate, by what they are: what has the same name is run once.
+        frechets: Frechet distances of all pictures.
+        kernels: Kernel distances of them.
+    """
+
+    samplings: tuple[Sampling, ...] = ()
+    diversity: tuple[Sampling, ...] = ()
+    at_value: tuple[Sampling, ...] = ()
+    recordings: tuple[Recording, ...] = ()
+    routes: tuple[Route, ...] = ()
+    drifts: tuple[Drift, ...] = ()
+    others: Mapping[str, Cost] = field(default_factory=dict)
+    frechets: int = 0
+    kernels: int = 0
+
+
+What = Sampling | Recording | Route | Drift
+There = Callable[[str, What, int], int]
+
+
+def cost(work: Work, scale: Scale, *, there: There = lambda kind, what, replicate: 0) -> Cost:
+    """Return what work and the bases that it needs take at a scale.
 
     Args:
-        samplings: Each is run once for every replicate, however often it is named.
+        work: Each part is run once for every replicate, however often it is named.
         scale: How large the study is.
-        diversity: Whether that is measured too.
-        at_value: Whether jumps' distances at x_v are.
-        recordings: Bases that are needed besides.
         there: How much of a replicate is there: pictures of a sampling's "samples" or "diversity", prompts of its
-            "at_value", or entries of a recording's "bases" or "ends".
+            "at_value" or of "routes", calls of "drifts", or entries of a recording's "bases" or "ends".
     """
-    calls, bases = 0, {(each, replicate) for each in recordings for replicate in range(scale.replicates)}
+    replicates = range(scale.replicates)
+    calls, bases = 0, set(itertools.product(work.recordings, replicates))
     ends: set[tuple[Recording, int]] = set()
-    for sampling in dict.fromkeys(samplings):
-        for replicate in range(scale.replicates):
-            jump = sampling.jump
-            pictures = scale.prompts - there("samples", sampling, replicate)
-            if diversity and diverse(sampling):
-                pictures += scale.spread - there("diversity", sampling, replicate)
-            measured = scale.prompts - there("at_value", sampling, replicate) if at_value and jump else 0
-            calls += pictures * calls_of(sampling)
-            if jump and measured:
-                before = jump.key_step if jump.key == "trajectory" else 0
-                calls += measured * (after(sampling.solver, jump.value_step) + before)
-            if sampling.recording and (pictures or measured):
-                bases.add((replace(sampling.recording, values="float16"), replicate))
-            if sampling.chain and pictures:
-                ends.add((sampling.chain.recording, replicate))
+    asked, spread, apart = (set(each) for each in (work.samplings, work.diversity, work.at_value))
+    for sampling, replicate in itertools.product(asked | spread | apart, replicates):
+        jump = sampling.jump
+        pictures = scale.prompts - there("samples", sampling, replicate) if sampling in asked else 0
+        if sampling in spread and diverse(sampling):
+            pictures += scale.spread - there("diversity", sampling, replicate)
+        measured = scale.prompts - there("at_value", sampling, replicate) if jump and sampling in apart else 0
+        calls += pictures * calls_of(sampling)
+        if jump and measured:
+            before = jump.key_step if jump.key == "trajectory" else 0
+            calls += measured * (after(sampling.solver, jump.value_step) + before)
+        if sampling.recording and (pictures or measured):
+            bases.add((replace(sampling.recording, values="float16"), replicate))
+        if sampling.chain and pictures:
+            ends.add((sampling.chain.recording, replicate))
+    for route, replicate in itertools.product(set(work.routes), replicates):
+        calls += (scale.prompts - there("routes", route, replicate)) * after(route.solver, max(route.steps))
+    for drift, replicate in itertools.product(set(work.drifts), replicates):
+        missing = drift.calls - there("drifts", drift, replicate)
+        calls += missing
+        if missing:
+            bases.add((drift.recording, replicate))
     latents = 0
     for recording, replicate in ends:
         calls += ends_of(recording, scale) - there("ends", recording, replicate)
@@ -106,7 +155,7 @@ def cost(
         missing = max(0, entries - there("bases", recording, replicate))
         calls += missing * after(recording.solver, max(recording.value_steps))
         latents += missing * (len(recording.key_steps) + len(recording.value_steps))
-    return Cost(calls, latents)
+    return sum(work.others.values(), Cost(0, 0)) * scale.replicates + Cost(calls, latents)
 
 
 def ends_of(recording: Recording, scale: Scale) -> int:

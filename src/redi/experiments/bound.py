@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from redi.experiments.bills import Cost, after
+from redi.experiments.bills import Drift, Work, after
 from redi.experiments.divergence import ITERATIONS, Divergence
 from redi.experiments.laboratory import Laboratory
 from redi.experiments.sampling import Recording, Scale
@@ -47,8 +47,8 @@ def run_bound(
         What the JSON file holds.
     """
     scale = laboratory.scale
-    count, others = min(QUERIES, scale.prompts), Cost(network_calls(scale, recording), 0) * scale.replicates
-    tell(f"bound: {laboratory.bill([], recordings=[recording], others=others)}, a derivative counted as two calls")
+    count = min(QUERIES, scale.prompts)
+    tell(f"bound: {laboratory.bill(work(scale, recording))}, a derivative counted as two calls")
     found = [laboratory.divergence(recording, replicate, count) for replicate in range(scale.replicates)]
     key_step = recording.key_steps[-1]
     rows = []
@@ -83,6 +83,11 @@ def run_bound(
     }
     write_json(results / scale.name / "bound.json", result)
     return result
+
+
+def work(scale: Scale, recording: Recording) -> Work:
+    """Return what the study runs."""
+    return Work(drifts=(Drift(recording, min(QUERIES, scale.prompts), network_calls(scale, recording)),))
 
 
 def network_calls(scale: Scale, recording: Recording) -> int:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from redi.enabling import DEFAULT_QUANTILE
-from redi.experiments.bills import Cost
+from redi.experiments.bills import Cost, Route, Work
 from redi.experiments.gate import scores_at_key
 from redi.experiments.laboratory import Laboratory
 from redi.experiments.sample_files import Samples
@@ -54,8 +54,7 @@ def run_breaks(
         What the JSON file holds.
     """
     scale, samplings, of_others = laboratory.scale, ways(recording), own(recording)
-    told = laboratory.bill(list(samplings.values()), others=rest(scale, of_others) * scale.replicates)
-    tell(f"breaks: at most {told}")
+    tell(f"breaks: at most {laboratory.bill(work(scale, recording))}")
     panels: dict[str, dict[str, list[Outcome]]] = {}
     for replicate in range(scale.replicates):
         samples = {way: laboratory.sample(sampling, replicate) for way, sampling in samplings.items()}
@@ -89,6 +88,13 @@ def run_breaks(
     for name, (_, sheet) in sheets.items():
         write_picture(results / scale.name / f"{name}.png", sheet)
     return result
+
+
+def work(scale: Scale, recording: Recording) -> Work:
+    """Return what the study runs, at most."""
+    route = Route(recording.solver, recording.key_steps[-1:])
+    others = {"breaks": _rest(scale, own(recording))}
+    return Work(tuple(ways(recording).values()), recordings=(recording,), routes=(route,), others=others)
 
 
 def ways(recording: Recording) -> dict[str, Sampling]:
@@ -177,8 +183,9 @@ def _compared(
         "gated": partial(jump, quantile=DEFAULT_QUANTILE),
     }
     rule = repr(combiner(DEFAULT_WEIGHTS))
+    constants = {"full": "", "jump": rule, "gated": f"{rule} {DEFAULT_QUANTILE}"}  # other ones make other pictures
     made = {
-        way: laboratory.pictures(recording, replicate, f"breaks {way} {key} {rule if way != 'full' else ''}", make)
+        way: laboratory.pictures(recording, replicate, f"breaks {way} {key} {constants[way]}", make)
         for way, make in makers.items()
     }
     pictures = {way: [Image.fromarray(each) for each in found.pictures] for way, found in made.items()}
@@ -235,7 +242,7 @@ def _places(told: Iterable[bool]) -> NDArray[np.intp]:
     return np.flatnonzero(list(told))
 
 
-def rest(scale: Scale, own: Recording) -> Cost:
+def _rest(scale: Scale, own: Recording) -> Cost:
     """Return at most what bases and runs of their own take of one replicate."""
     entries = round(((len(_GUIDANCES) + 1) * _SHARE + sum(_SHARES)) * scale.entries)
     groups = 3 + 2 + len(_SHARES) + len(_GUIDANCES)

@@ -121,7 +121,8 @@ bundled model; the gate's study then tells the loss only.
 Network calls are of one picture, with nothing there yet, as they are counted (PNDM and Heun take more than their
 steps) and at most (as if every gate abstained); gigabytes are those of the bases. Studies share bases and samples: the
 last row takes each once. A run prints what is left of its own before it starts, a base that is half built with its
-rest.
+rest; where it says "at most", its own pictures are counted though they may be there (of `bank` and `breaks` also the
+bases that no other study has).
 
 Hours are computed, not measured: at `small` from {small.calls:.0f} calls a second, {small.told} (the
 kept results ran on one core, or beside other work, and took longer), so that all of `small` takes {all_small:.0f} hours

@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from redi.experiments.bills import Cost, after
+from redi.experiments.bills import Cost, Route, Work
 from redi.experiments.estimators import ESTIMATORS, NO_NEIGHBOURS, Estimator
 from redi.experiments.laboratory import Laboratory
 from redi.experiments.predictions import last_prediction
 from redi.experiments.quality import difference, figures
 from redi.experiments.sample_files import Samples
-from redi.experiments.sampling import Recording, Sampling, redi
+from redi.experiments.sampling import Recording, Sampling, Scale, redi
 from redi.experiments.studies import COMPARED, SHORT
 from redi.experiments.wider_estimators import WIDER, Seen
 from redi.identity import library_versions
@@ -52,10 +52,7 @@ def run_estimates(
     """
     scale = laboratory.scale
     values = _values(recording)
-    calls = after(recording.solver, max(path(recording))) + pictures_calls(recording)
-    alone = Sampling(recording.solver)
-    others = Cost(calls * scale.prompts, 0) * scale.replicates
-    tell(f"estimates: at most {laboratory.bill([alone], recordings=[recording], others=others)}")
+    tell(f"estimates: at most {laboratory.bill(work(scale, recording))}")
     errors: dict[tuple[int, int, str], list[NDArray[np.float64]]] = {}
     for replicate in range(scale.replicates):
         texts = laboratory.texts(recording, replicate)
@@ -144,14 +141,17 @@ def _values(recording: Recording) -> tuple[int, ...]:
     return recording.value_steps[len(recording.value_steps) // 2 :: 2]
 
 
-def path(recording: Recording) -> tuple[int, ...]:
+def work(scale: Scale, recording: Recording) -> Work:
+    """Return what the study runs, at most: of pictures those of the best estimates."""
+    solver = recording.solver
+    pictures = (2 + _MOST_PICTURES) * (1 + solver.steps - _values(recording)[0]) * scale.prompts
+    routes, others = (Route(solver, _path(recording)),), {"estimates": Cost(pictures, 0)}
+    return Work((Sampling(solver),), recordings=(recording,), routes=routes, others=others)
+
+
+def _path(recording: Recording) -> tuple[int, ...]:
     """Return the steps whose latents the study takes of all prompts."""
     return tuple(sorted({*range(1, max(recording.key_steps) + 1), *_values(recording)}))
-
-
-def pictures_calls(recording: Recording) -> int:
-    """Return at most how many calls pictures of the best estimates take, for one prompt."""
-    return (2 + _MOST_PICTURES) * (1 + recording.solver.steps - _values(recording)[0])
 
 
 def _estimated(
@@ -163,7 +163,7 @@ def _estimated(
     texts: tuple[Tensor, Tensor],
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Return each estimator's x_v (n, d), and the query's own; ``texts`` of entries and of queries."""
-    steps = path(recording)
+    steps = _path(recording)
     reached = {
         step: each.flatten(1) for step, each in zip(steps, laboratory.latents(recording, replicate, steps), strict=True)
     }

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from redi.experiments.bills import Cost, after
+from redi.experiments.bills import Cost, Route, Work
 from redi.experiments.laboratory import Laboratory
 from redi.experiments.quality import difference, figures
 from redi.experiments.sampling import Recording, Sampling, Scale, Solver, redi
@@ -113,9 +113,7 @@ def run_figure6(
     scale, recording, replicates = laboratory.scale, figure.recording, range(laboratory.scale.replicates)
     count, solver = min(QUERIES, scale.prompts), recording.solver
     alone = Sampling(solver)
-    others = scale.prompts * after(solver, max(recording.value_steps)) + going_on_calls(figure, scale)
-    told = laboratory.bill([alone], recordings=[recording], others=Cost(others, 0) * scale.replicates)
-    tell(f"{name}: at most {told}")
+    tell(f"{name}: at most {laboratory.bill(work(scale, name, figure))}")
     estimated = [_estimated(laboratory, figure, replicate) for replicate in replicates]
     full = [laboratory.sample(alone, each) for each in replicates]
     full = [each.first(count) for each in full]
@@ -174,10 +172,17 @@ def run_figure6(
     return result
 
 
-def going_on_calls(figure: Figure6, scale: Scale) -> int:
-    """Return the network calls of one replicate's pictures, each from its x_v on, with the one before a jump."""
-    steps, count = figure.recording.solver.steps, min(QUERIES, scale.prompts)
-    return count * len(NEIGHBORS) * sum(1 + steps - point.value_step for point in figure.points)
+def work(scale: Scale, name: str, figure: Figure6) -> Work:
+    """Return what an experiment of that name runs, at most: pictures from their x_v on, with the call before a jump."""
+    recording, count = figure.recording, min(QUERIES, scale.prompts)
+    solver = recording.solver
+    pictures = count * len(NEIGHBORS) * sum(1 + solver.steps - point.value_step for point in figure.points)
+    routes, others = (Route(solver, _path(recording)),), {name: Cost(pictures, 0)}
+    return Work((Sampling(solver),), recordings=(recording,), routes=routes, others=others)
+
+
+def _path(recording: Recording) -> tuple[int, ...]:
+    return (*recording.key_steps, *recording.value_steps)
 
 
 Estimated = dict[tuple[Point, int], tuple[Tensor, NDArray[np.float64]]]
@@ -186,7 +191,7 @@ Estimated = dict[tuple[Point, int], tuple[Tensor, NDArray[np.float64]]]
 def _estimated(laboratory: Laboratory, figure: Figure6, replicate: int) -> Estimated:
     """Return x_v (n, ...) of a replicate's prompts and its distance to that of their own runs (n), by point and H."""
     recording = figure.recording
-    steps = (*recording.key_steps, *recording.value_steps)
+    steps = _path(recording)
     paths = dict(zip(steps, laboratory.latents(recording, replicate, steps), strict=True))
     base, rule = laboratory.base(recording, replicate), combiner(_WEIGHTS)
     of_entry = base.noise_ids()

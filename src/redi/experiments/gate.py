@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from redi.calibration import Measurements, reachable
+from redi.experiments.bills import Route, Work
 from redi.experiments.laboratory import Laboratory
 from redi.experiments.sampling import Recording, Sampling, redi
 from redi.experiments.studies import DPM
@@ -61,11 +62,8 @@ def run_gate(
     Returns:
         What the JSON file holds.
     """
-    scale = laboratory.scale
-    solver = recording.solver
-    jumps = [redi(recording, recording.key_steps[-1], step, weights=_WEIGHTS) for step in recording.value_steps]
-    samplings = [Sampling(solver), *jumps]
-    tell(f"gate: {laboratory.bill(samplings)}")
+    scale, solver = laboratory.scale, recording.solver
+    tell(f"gate: {laboratory.bill(work(recording))}")
     found = [_outcome(laboratory, recording, replicate) for replicate in range(scale.replicates)]
     scores = _scores(found)
     for row in scores:
@@ -94,6 +92,13 @@ def run_gate(
     }
     write_json(results / scale.name / "gate.json", result)
     return result
+
+
+def work(recording: Recording) -> Work:
+    """Return what the study runs."""
+    solver, key_step = recording.solver, recording.key_steps[-1]
+    jumps = [redi(recording, key_step, step, weights=_WEIGHTS) for step in recording.value_steps]
+    return Work((Sampling(solver), *jumps), recordings=(recording,), routes=(Route(solver, (key_step,)),))
 
 
 def _outcome(laboratory: Laboratory, recording: Recording, replicate: int) -> Outcome:

@@ -21,9 +21,20 @@ from tqdm import tqdm
 import redi
 from redi.attachment import quiet
 from redi.errors import InputError
-from redi.experiments.bills import MINIATURE_SPEED, SD15_SPEED, Cost, calls_of, cost, ends_of
+from redi.experiments.bills import (
+    MINIATURE_SPEED,
+    SD15_SPEED,
+    Cost,
+    Drift,
+    Route,
+    What,
+    Work,
+    calls_of,
+    cost,
+    ends_of,
+)
 from redi.experiments.chains import finished, run_chain
-from redi.experiments.divergence import Divergence, measure
+from redi.experiments.divergence import ITERATIONS, Divergence, measure
 from redi.experiments.opened import Opened
 from redi.experiments.other_keys import distance_at_value, embedded, estimates, run_by_similarity, run_to
 from redi.experiments.other_values import reuse_pictures
@@ -38,11 +49,10 @@ from redi.metrics import Reference
 from redi.pipelines import MINIATURE
 from redi.plan import Plan
 from redi.results import write_json
-from redi.retrieval.weights import LeastSquares, combiner
+from redi.retrieval.weights import JITTER, Kriging, LeastSquares, combiner
 
 _KEPT = {"samples": "samples.npz", "diversity": "diversity.npy", "at_value": "at_value.npy"}
 """The file of a sampling that is there when it is whole."""
-_NOTHING = Cost(0, 0)
 _PART, _PART_CALLS = 512, 30_000
 """Prompts that are run between two files, and calls, if one batch takes no more: what an interruption costs at most."""
 
@@ -88,7 +98,8 @@ class Laboratory:
                 some = dict(list(asked.items())[part])
                 of_part = path.with_name(f"part-{start}-{len(some)}.npz")
                 if not of_part.exists():
-                    self._looked_at(some, *self._run(sampling, replicate, list(some), noise_ids[part])).write(of_part)
+                    run = self._run(sampling, replicate, list(some), noise_ids[part], noise_ids[:start])
+                    self._looked_at(some, *run).write(of_part)
                 made.append(read_samples(of_part))
             self._keep(path, sampling, replicate, joined(made))
         return read_samples(path)
@@ -181,7 +192,7 @@ class Laboratory:
 
     def divergence(self, recording: Recording, replicate: int, queries: int) -> Divergence:
         """Return how the replicate's first queries and their nearest entries drift apart, measuring it first."""
-        path = self._folder("divergences", recording, replicate) / f"{queries}.npz"
+        path = self._drift(recording, replicate, queries)
         if not path.exists():
             prompts = list(self.prompts(replicate))[:queries]
             base = self.base(recording, replicate)
@@ -190,9 +201,12 @@ class Laboratory:
         with np.load(path) as kept:
             return Divergence(**kept)
 
+    def _drift(self, recording: Recording, replicate: int, queries: int) -> Path:
+        return self._folder("divergences", recording, replicate) / f"{queries}-{ITERATIONS}.npz"
+
     def latents(self, recording: Recording, replicate: int, steps: tuple[int, ...]) -> list[Tensor]:
         """Return the latents (n, ...) of the replicate's prompts after each of the steps, run from its noises."""
-        path = self._folder("paths", recording.solver, replicate) / f"{'-'.join(map(str, steps))}.npz"
+        path = self._route(Route(recording.solver, steps), replicate)
         if not path.exists():
             prompts, base = list(self.prompts(replicate)), self.base(recording, replicate)
             pipe = self._pipeline(recording.solver)
@@ -200,6 +214,9 @@ class Laboratory:
             write_array(path, latents=torch.stack(found).cpu().numpy())
         with np.load(path) as kept:
             return list(torch.from_numpy(kept["latents"]))
+
+    def _route(self, route: Route, replicate: int) -> Path:
+        return self._folder("paths", route.solver, replicate) / f"{'-'.join(map(str, route.steps))}.npz"
 
     def _finished(self, recording: Recording, replicate: int) -> Tensor:
         """Return the latents (n, ...) in which the runs of the entries that chains look at end."""
@@ -237,43 +254,27 @@ class Laboratory:
             write_array(path, np.concatenate(found))
         return Reference(np.load(path))
 
-    def cost(
-        self,
-        samplings: Sequence[Sampling],
-        *,
-        diversity: bool = False,
-        at_value: bool = False,
-        recordings: Sequence[Recording] = (),
-    ) -> Cost:
-        """Return what is still to be run for the samplings and for more recordings; of a half-built base, its rest."""
-        whole = {"samples": self.scale.prompts, "diversity": self.scale.spread, "at_value": self.scale.prompts}
+    def cost(self, work: Work) -> Cost:
+        """Return what is still to be run of some work; of a half-built base, its rest."""
+        return cost(work, self.scale, there=self._there)
 
-        def there(kind: str, what: Sampling | Recording, replicate: int) -> int:
-            if kind == "ends":
-                return (
-                    ends_of(what, self.scale)
-                    if isinstance(what, Recording) and self._ends(what, replicate).exists()
-                    else 0
-                )
-            if isinstance(what, Sampling):
-                return whole[kind] if self._file(kind, what, replicate).exists() else 0
-            folder = self._folder("bases", what, replicate)
-            return len(redi.KnowledgeBase.open(folder)) if (folder / "manifest.json").exists() else 0
+    def _there(self, kind: str, what: What, replicate: int) -> int:
+        """Return how much of it there is, as :func:`redi.experiments.bills.cost` asks."""
+        if isinstance(what, Sampling):
+            whole = self.scale.spread if kind == "diversity" else self.scale.prompts
+            return whole if self._file(kind, what, replicate).exists() else 0
+        if isinstance(what, Route):
+            return self.scale.prompts if self._route(what, replicate).exists() else 0
+        if isinstance(what, Drift):
+            return what.calls if self._drift(what.recording, replicate, what.queries).exists() else 0
+        if kind == "ends":
+            return ends_of(what, self.scale) if self._ends(what, replicate).exists() else 0
+        folder = self._folder("bases", what, replicate)
+        return len(redi.KnowledgeBase.open(folder)) if (folder / "manifest.json").exists() else 0
 
-        measured = {"diversity": diversity, "at_value": at_value}
-        return cost(samplings, self.scale, recordings=recordings, there=there, **measured)
-
-    def bill(
-        self,
-        samplings: Sequence[Sampling],
-        *,
-        diversity: bool = False,
-        at_value: bool = False,
-        recordings: Sequence[Recording] = (),
-        others: Cost = _NOTHING,
-    ) -> str:
-        """Return :meth:`cost` and what else is run in words, and the hours that calls are reckoned to take."""
-        found = others + self.cost(samplings, diversity=diversity, at_value=at_value, recordings=recordings)
+    def bill(self, work: Work) -> str:
+        """Return :meth:`cost` in words, and the hours that calls are reckoned to take."""
+        found = self.cost(work)
         speed = MINIATURE_SPEED if self.subject.model == MINIATURE else SD15_SPEED
         kept = found.gigabytes(int(np.prod(self.subject.latent_shape)))
         return (
@@ -282,7 +283,7 @@ class Laboratory:
         )
 
     def _run(
-        self, sampling: Sampling, replicate: int, prompts: list[str], noise_ids: list[int]
+        self, sampling: Sampling, replicate: int, prompts: list[str], noise_ids: list[int], before: Sequence[int] = ()
     ) -> tuple[list[Image.Image], list[int], list[bool], float]:
         pipe = self._pipeline(sampling.solver)
         if sampling.chain is not None:
@@ -297,7 +298,8 @@ class Laboratory:
             if jump.thresholds:
                 return run_by_similarity(pipe, base, prompts, noise_ids, jump)
             if jump.key != "trajectory":
-                return run_to(estimates(pipe, base, prompts, noise_ids, jump), pipe, base, prompts, noise_ids, jump)
+                values = estimates(pipe, base, prompts, noise_ids, jump, before=before)
+                return run_to(values, pipe, base, prompts, noise_ids, jump)
             started = time.perf_counter()
             made = generate(
                 pipe,
@@ -415,7 +417,7 @@ class Laboratory:
         # A rule's constants are not in what a sampling says; other constants are another run.
         more: tuple[str, ...] = () if rule == LeastSquares() else (repr(rule),)
         if isinstance(what, Sampling) and what.chain:
-            more = (repr(BANDWIDTHS), repr(CHAINED))
+            more = (repr(BANDWIDTHS), repr(CHAINED), repr(Kriging()), repr(JITTER))
         eyes = (self.subject.eyes,) if self.subject.eyes and kind in ("samples", "going-on") else ()
         return self.folder / kind / fingerprint(what, replicate, scale, self.subject.weights, *eyes, *more)
 

@@ -47,16 +47,33 @@ class _Decided(JumpPolicy):
         raise StopTrajectory
 
 
-def estimates(pipe: Any, base: KnowledgeBase, prompts: Sequence[str], noise_ids: Sequence[int], jump: Jump) -> Tensor:
+def estimates(
+    pipe: Any,
+    base: KnowledgeBase,
+    prompts: Sequence[str],
+    noise_ids: Sequence[int],
+    jump: Jump,
+    *,
+    before: Sequence[int] = (),
+) -> Tensor:
     """Return x_v (n, ...) as the jump's key estimates it, before any run: from entries of the same noise.
+
+    Args:
+        pipe: Of the base's model.
+        base: Its entries are looked at.
+        prompts: What to run.
+        noise_ids: (n) where each starts.
+        jump: Its key, weights and value step.
+        before: Noises of the prompts before these, where these are a part of more. A random key draws for them too:
+            a prompt's entry is the same however prompts are parted.
 
     Raises:
         InputError: The key is unknown.
     """
     if jump.key == "random":
         rng = np.random.default_rng(0)
-        chosen = [int(rng.choice(rows)) for rows in _of_same_noise(base, noise_ids)]
-        return base.values(chosen, jump.value_step)
+        drawn = [int(rng.choice(rows)) for rows in _of_same_noise(base, [*before, *noise_ids])]
+        return base.values(drawn[len(before) :], jump.value_step)
     if jump.key != "text":
         raise InputError(f"key {jump.key!r}", expected="'text' or 'random'")
     rule = combiner(jump.weights)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from fnmatch import fnmatchcase
 from functools import partial
@@ -18,7 +18,7 @@ from PIL import Image
 from redi.comparison import Column
 from redi.errors import InputError
 from redi.experiments.bank import run_bank
-from redi.experiments.bills import diverse
+from redi.experiments.bills import Work, diverse
 from redi.experiments.bound import run_bound
 from redi.experiments.breaks import run_breaks
 from redi.experiments.estimates import run_estimates
@@ -27,7 +27,7 @@ from redi.experiments.gate import run_gate
 from redi.experiments.laboratory import Laboratory
 from redi.experiments.quality import COMPARED_CALLS, MORE_IS_BETTER, best, difference, figures
 from redi.experiments.sample_files import SHOWN, Samples
-from redi.experiments.sampling import Sampling
+from redi.experiments.sampling import Sampling, says
 from redi.experiments.sheets import sheet
 from redi.experiments.studies import COMPARED, STUDIES, Claim, Study
 from redi.experiments.styles import run_styles
@@ -38,6 +38,8 @@ from redi.results import write_json, write_picture
 from redi.retrieval.weights import combiner
 
 _SHEET_CALLS = (3, 4, 6, 8, 10)
+_NO_LPIPS = "no LPIPS"
+_AT_VALUE = "at_value"
 
 
 class Experiment(Protocol):
@@ -60,20 +62,27 @@ def run_study(
         results: Folder of the results.
         tell: Told the cost before the first run, and each figure as it comes.
         only: Pattern (as of a shell) of the labels of rows to run; of the others, what the file says is kept, and so
-            are claims on them. A row that the file lacks is run. The sheet is made again if all that it shows is there.
+            are claims on them. A row that the file lacks, or has of another sampling, is run. The sheet is made again
+            if all that it shows is there.
 
     Returns:
         What the JSON file holds.
 
     Raises:
-        InputError: No row is called so, or the file is of another scale or model.
+        InputError: No row is called so, or the file is of another scale, model or LPIPS.
     """
     lpips = laboratory.subject.lpips
     scale, file = laboratory.scale, results / laboratory.scale.name / f"{study.name}.json"
     earlier = _earlier(study, laboratory, file, only)
-    kept = {row["label"]: row for row in earlier["rows"] if not fnmatchcase(row["label"], only)}
+    kept = _kept(study, earlier["rows"], only, tell)
     to_run = [sampling for sampling in study.samplings if sampling.label not in kept]
-    tell(f"{study.name}: {laboratory.bill([study.full, *to_run], diversity=True, at_value=study.at_value)}")
+    untouched = {
+        (told["ours"], told["rival"], told["measure"]): told
+        for told in earlier["claims"]
+        if {told["ours"], told["rival"]} <= kept.keys()
+    }
+    to_test = [claim for claim in study.claims if (claim.ours, claim.rival, claim.measure) not in untouched]
+    tell(f"{study.name}: {laboratory.bill(work(study, to_run, to_test))}")
     full = _replicates(laboratory, study.full)
     rows = []
     for sampling in study.samplings:
@@ -91,11 +100,6 @@ def run_study(
         rows.append({"label": sampling.label, "sampling": asdict(sampling), **rule, **found})
         told = (f"{name} {found[name]['value']:.3f}" for name in COMPARED if name in found)
         tell(f"{sampling.label}: {found['calls']:.1f} calls, {', '.join(told)}")
-    untouched = {
-        (told["ours"], told["rival"], told["measure"]): told
-        for told in earlier["claims"]
-        if {told["ours"], told["rival"]} <= kept.keys()
-    }
     known = [told for told in earlier["best"] if {told["ours"], told["rival"]} <= kept.keys()]
     result = {
         "study": study.name,
@@ -103,7 +107,7 @@ def run_study(
         "title": study.title,
         "scale": asdict(scale),
         "subject": laboratory.subject.told(),
-        **({"lpips": f"{lpips.name} {lpips.identity}"} if lpips else {}),
+        **({"lpips": _lpips(laboratory)} if lpips else {}),
         "full": study.full.label,
         "twins": sum(laboratory.twins(replicate) for replicate in range(scale.replicates)),
         "versions": library_versions(),
@@ -126,6 +130,19 @@ def run_study(
     return result
 
 
+def work(study: Study, rows: Sequence[Sampling], claims: Sequence[Claim]) -> Work:
+    """Return what some rows of a study and tests of some claims run: these ask for both sides, kept rows or not."""
+    by_label = {sampling.label: sampling for sampling in study.samplings}
+    sides = [(by_label[label], claim.measure) for claim in claims for label in (claim.ours, claim.rival)]
+    compared = [sampling for sampling, measure in sides if measure != _AT_VALUE]
+    apart = [sampling for sampling, measure in sides if measure == _AT_VALUE]
+    return Work(
+        (study.full, *rows, *compared),
+        diversity=tuple(rows),
+        at_value=(*(rows if study.at_value else ()), *apart),
+    )
+
+
 def _earlier(study: Study, laboratory: Laboratory, file: Path, only: str) -> dict[str, Any]:
     """Return what is kept of an earlier run, before anything is run."""
     if not any(fnmatchcase(sampling.label, only) for sampling in study.samplings):
@@ -135,14 +152,37 @@ def _earlier(study: Study, laboratory: Laboratory, file: Path, only: str) -> dic
     if only == "*" or not file.exists():
         return {"rows": [], "claims": [], "best": []}
     found: dict[str, Any] = json.loads(file.read_text())
-    told = found["scale"], subject_of(found)
-    ours = asdict(laboratory.scale), laboratory.subject.told()
+    told = found["scale"], subject_of(found), found.get("lpips", _NO_LPIPS)
+    ours = asdict(laboratory.scale), laboratory.subject.told(), _lpips(laboratory) or _NO_LPIPS
     if told != tuple(json.loads(json.dumps(ours))):
         raise InputError(
             f"{file}, which is of {told}",
             expected=f"results of {ours}, so that rows compare",
-            fix="another folder of results, or the whole study",
+            fix="the same scale, model and features, another folder of results, or the whole study",
         )
+    return found
+
+
+def _lpips(laboratory: Laboratory) -> str:
+    """Return what results say of the weights of LPIPS; empty without."""
+    lpips = laboratory.subject.lpips
+    return f"{lpips.name} {lpips.identity}" if lpips else ""
+
+
+def _kept(
+    study: Study, rows: Sequence[dict[str, Any]], only: str, tell: Callable[[str], None]
+) -> dict[str, dict[str, Any]]:
+    """Return by label the rows that are not run: a label does not say all of a sampling (a base's steps, a gate)."""
+    others = {row["label"]: row for row in rows if not fnmatchcase(row["label"], only)}
+    found = {}
+    for sampling in study.samplings:
+        row = others.get(sampling.label)
+        if row is None:
+            continue
+        if says(row["sampling"], sampling):
+            found[sampling.label] = row
+        else:
+            tell(f"{sampling.label}: the file's row is of another sampling of that name, so it is run again")
     return found
 
 
@@ -158,7 +198,7 @@ def _verdict(claim: Claim, study: Study, full: list[Samples], laboratory: Labora
     """Return the claim and whether it holds: ours is not worse outside the interval of the difference."""
     by_label = {sampling.label: sampling for sampling in study.samplings}
     ours, rival = by_label[claim.ours], by_label[claim.rival]
-    if claim.measure == "at_value":
+    if claim.measure == _AT_VALUE:
         found = mean_interval(_at_value(laboratory, ours) - _at_value(laboratory, rival))
     else:
         found = difference(
@@ -196,7 +236,7 @@ def _best(
             places.append((calls, measure, ours["label"], alone["label"]))
     missing = [place for place in places if place not in found]
     compared = {label for *_, ours, rival in missing for label in (ours, rival)}
-    tell(f"the best: {laboratory.bill([each for each in study.samplings if each.label in compared])}")
+    tell(f"the best: {laboratory.bill(Work(tuple(each for each in study.samplings if each.label in compared)))}")
     for calls, measure, ours, rival in missing:
         claim, of_rival = Claim(ours, rival, measure), Claim(rival, study.full.label, measure)
         alone = _verdict(of_rival, study, full, laboratory)

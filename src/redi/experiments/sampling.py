@@ -82,7 +82,8 @@ class Jump:
         weights: As of :func:`redi.enable`: a name, or a rule of our own, whose class is its name.
         quantile: The gate, as of :func:`redi.enable`; None lets every picture jump, as in the paper.
         key: What neighbours are found by: "trajectory" (x_k), "text" (the prompt's embedding) or "random". Those two
-            need no step before the jump: ``key_step`` may be 0.
+            need no step before the jump: ``key_step`` may be 0. A random key takes the x_v of one entry of the noise
+            as it is, whatever the neighbours and weights say.
         value: What is jumped to: "trajectory" (x_v), or "picture": the nearest neighbour's finished picture, noised
             again to the value step, or as it is at the last.
         thresholds: NIRVANA's rule: cosines of text embeddings, falling, and the value step of each. A picture goes to
@@ -257,3 +258,19 @@ def _told(part: Any) -> Any:
         said = {each.name: getattr(part, each.name) for each in fields(part)}
         return {each.name: _told(said[each.name]) for each in fields(part) if said[each.name] != each.default}
     return part
+
+
+def says(told: Any, part: Any) -> bool:
+    """Return whether JSON says what a dataclass or a plain value does.
+
+    A field that it lacks came after it was written, and is at its default. One that there is no more is another thing.
+    """
+    if not is_dataclass(part):
+        return bool(told == json.loads(json.dumps(part)))
+    if not isinstance(told, dict) or not told.keys() <= {each.name for each in fields(part)}:
+        return False
+    said = {each.name: getattr(part, each.name) for each in fields(part)}
+    return all(
+        says(told[each.name], said[each.name]) if each.name in told else said[each.name] == each.default
+        for each in fields(part)
+    )

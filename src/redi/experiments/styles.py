@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from redi.comparison import Column
-from redi.experiments.bills import Cost
+from redi.experiments.bills import Cost, Work
 from redi.experiments.laboratory import Laboratory, Pictures
-from redi.experiments.sampling import Recording, Solver
+from redi.experiments.sampling import Recording, Scale, Solver
 from redi.experiments.sheets import sheet
 from redi.generating import Generation, full, stylize
 from redi.identity import library_versions
@@ -29,7 +29,7 @@ from redi.miniature.vocabulary import STYLES
 from redi.results import write_json, write_picture
 from redi.retrieval import combiner
 
-QUERIES = 10
+_QUERIES = 10
 """Contents of each replicate, each in every style."""
 
 RECORDING = Recording(Solver("dpm", 20), (3,), (10,), share=0.15, styles=False)
@@ -76,8 +76,7 @@ def run_styles(
     ((key_step,), (value_step,)) = recording.key_steps, recording.value_steps
     steps = recording.solver.steps
     contents = [_contents(laboratory, replicate) for replicate in range(scale.replicates)]
-    others = runs(recording) * sum(map(len, contents))
-    tell(f"styles: at most {laboratory.bill([], recordings=[recording], others=Cost(others, 0))}")
+    tell(f"styles: at most {laboratory.bill(work(scale, recording))}")
     plain: list[Pictures] = []
     made: dict[tuple[str, str], list[Pictures]] = {}
     for replicate, content in enumerate(contents):
@@ -129,7 +128,12 @@ def run_styles(
     return result
 
 
-def runs(recording: Recording) -> int:
+def work(scale: Scale, recording: Recording) -> Work:
+    """Return what the study runs, at most: as if the first prompts said nothing of a style."""
+    return Work(recordings=(recording,), others={"styles": Cost(_runs(recording) * min(_QUERIES, scale.prompts), 0)})
+
+
+def _runs(recording: Recording) -> int:
     """Return the network calls of one content in all styles and ways."""
     ((key_step,), (value_step,)), steps = (recording.key_steps, recording.value_steps), recording.solver.steps
     of_styles = sum(steps - way.jumps * (value_step - key_step) for way in (*WAYS, Way("", jumps=False)))
@@ -139,7 +143,7 @@ def runs(recording: Recording) -> int:
 def _contents(laboratory: Laboratory, replicate: int) -> dict[str, Description]:
     """Return the replicate's first prompts that say nothing of a style."""
     found = {text: asked for text, asked in laboratory.prompts(replicate).items() if asked.style is None}
-    return dict(list(found.items())[:QUERIES])
+    return dict(list(found.items())[:_QUERIES])
 
 
 def _stylized(

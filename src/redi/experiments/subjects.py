@@ -221,7 +221,8 @@ class Coco:
         """A short hash of the model, its dtype and the captions; of a hub id, of its name."""
         digest = hashlib.sha256(f"{self.dtype} {self.guidance}".encode())
         folder = Path(self.model)
-        files = sorted(folder.rglob("*.safetensors")) + sorted(folder.rglob("*.json")) if folder.is_dir() else []
+        kinds = ("*.safetensors", "*.json", "*.bin")  # the last: what Diffusers reads where there is no safetensors
+        files = [path for kind in kinds for path in sorted(folder.rglob(kind))] if folder.is_dir() else []
         for path in (*files, self._captions("train"), self._captions("val")):
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
