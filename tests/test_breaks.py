@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from redi.comparison import Column
 from redi.experiments import breaks, worst
-from redi.experiments.breaks import _parts, _row, keywords, run_breaks
+from redi.experiments.breaks import _others, _parts, _row, keywords, own, run_breaks
 from redi.experiments.laboratory import Laboratory
 from redi.experiments.report import write_report
 from redi.experiments.sampling import Recording, Scale, Solver
 from redi.experiments.subjects import Miniature
-from redi.experiments.worst import Outcome, worst_sheets
+from redi.experiments.worst import AS_IN_BASE, WORDING, Outcome, worst_sheets
+from redi.metrics.extractors import Extractor
 from redi.miniature.scenes import Description, ObjectDescription
 from redi.miniature.vocabulary import KINDS
 
@@ -77,6 +80,21 @@ def test_results_and_page_tell_every_group(results: Path, tmp_path: Path) -> Non
     assert all((results / one).stat().st_size > 1000 and f"../results/{one}" in page for one in sheets)
 
 
+def test_every_group_is_seen_by_the_eyes_that_were_given(
+    laboratory: Laboratory, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def colors(pictures: list[Image.Image]) -> torch.Tensor:
+        return torch.from_numpy(np.stack([np.asarray(each.convert("RGB")) for each in pictures])).double().mean((1, 2))
+
+    monkeypatch.setattr(breaks, "_GUIDANCES", (2.0,))
+    monkeypatch.setattr(breaks, "_SHARES", (0.25,))
+    other = replace(laboratory, subject=Miniature(Extractor("mean colors", "none", "colors", colors)))
+    found = _others(other, own(RECORDING), 0)
+    usual = found[WORDING][AS_IN_BASE].apart["jump"]
+    assert usual.any()
+    np.testing.assert_array_equal(found["guidance"]["2"].apart["jump"], usual, "the same runs, in the same features")
+
+
 def test_differences_are_of_pairs_over_all_replicates() -> None:
     right = np.tile([1.0, 0.0], 50)
     one = Outcome(
@@ -110,13 +128,13 @@ def test_the_worst_are_the_farthest_of_the_groups_that_a_sheet_is_of(monkeypatch
     wording = {"as in the base": [outcome(9, "base")], "keywords": [outcome(1, "key"), outcome(2, "words")]}
     objects = {"1": [outcome(3, "one")], "3": [outcome(4, "three")]}
     columns: list[list[str]] = []
-    page = worst.page
+    drawn = worst.sheet
 
     def kept(shown: Sequence[Column], *args: Any, **options: Any) -> Image.Image:
         columns.append([column.title for column in shown])
-        return page(shown, *args, **options)
+        return drawn(shown, *args, **options)
 
-    monkeypatch.setattr(worst, "page", kept)
+    monkeypatch.setattr(worst, "sheet", kept)
     none: dict[str, list[Outcome]] = {}
     panels = {"objects": objects, "wording": wording, worst.DISTANCE: none, "guidance": none, worst.ENTRIES: none}
     assert list(worst_sheets(panels)) == ["breaks", "breaks-objects", "breaks-wording"]
