@@ -24,10 +24,11 @@ from redi.experiments.paths import latents_after
 from redi.experiments.quality import difference, figures
 from redi.experiments.report import write_report
 from redi.experiments.runner import experiment, run_study
-from redi.experiments.sample_files import Samples
+from redi.experiments.sample_files import Samples, read_samples, write_array
 from redi.experiments.sampling import SPACING, Recording, Sampling, Scale, Solver, plain, redi
 from redi.experiments.spacings import TIMESTEPS
 from redi.experiments.studies import STUDIES, Claim, Study
+from redi.experiments.subjects import Miniature
 from redi.metrics import Reference
 from redi.miniature.evaluation import bundled_evaluator
 
@@ -78,6 +79,36 @@ def test_a_sampling_that_is_there_is_not_run_again(laboratory: Laboratory, resul
     assert laboratory.cost([plain("dpm", 5)], diversity=True).calls == 5 * (4 + 1) * 2, "one prompt's other noise"
     other = replace(laboratory, scale=replace(TINY, prompts=5))
     assert other.cost([FULL]).calls == 6 * 5 * 2, "another scale's samples are other samples"
+
+
+def test_a_damaged_file_is_named_and_run_again_once_it_is_removed(laboratory: Laboratory, tmp_path: Path) -> None:
+    scale = replace(TINY, prompts=2, entries=4, replicates=1)
+    own = replace(laboratory, folder=tmp_path, scale=scale, subject=Miniature(guidance=1.0))
+    jump = redi(Recording(Solver("dpm", 3), (1,), (2,)), 1, 2, weights="nearest")
+    asked = {
+        "samples.npz": lambda: own.sample(jump, 0),
+        "first.npz": lambda: own.first(FULL),
+        "at_value.npy": lambda: own.at_value(jump, 0),
+        "40-*.npy": lambda: Laboratory(own.folder, scale, "cpu", subject=own.subject).reference,
+        "ends.npz": lambda: own._finished(jump.jump.recording, 0) if jump.jump else None,
+    }
+    for name, ask in asked.items():
+        ask()
+        (path,) = own.folder.rglob(name)
+        whole = path.read_bytes()
+        for left in (0, len(whole) // 2, len(whole) - 9):
+            path.write_bytes(whole[:left])
+            with pytest.raises(InputError, match=f"{path} is damaged: .*\n.*\n  Fix: remove it; the same command"):
+                ask()
+        path.unlink()
+        ask()
+        assert path.read_bytes() == whole or name == "samples.npz", "which tells the seconds"
+
+
+def test_a_file_that_lacks_an_array_is_damaged(tmp_path: Path) -> None:
+    write_array(tmp_path / "samples.npz", features=np.zeros((2, 3)))
+    with pytest.raises(InputError, match=r"samples\.npz is damaged: .*faithful_objects"):
+        read_samples(tmp_path / "samples.npz")
 
 
 def test_a_sheet_runs_no_more_than_the_pictures_that_it_shows(laboratory: Laboratory) -> None:
