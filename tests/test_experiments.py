@@ -297,6 +297,37 @@ def test_the_report_is_the_same_bytes_for_the_same_results(results: Path, tmp_pa
         write_report(tmp_path / "nothing", tmp_path / "results.md", scale="tiny")
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "is damaged"),
+        ('{"study": "tiny", "ki', "is damaged"),
+        ("[1, 2]", r"holds \[1, 2\]"),
+        ('{"a": 1}', "is of kind None"),
+        ('{"kind": ["comparison"]}', "is of kind"),
+        ('{"kind": "beauty"}', "is of kind 'beauty'"),
+        ('{"kind": "comparison", "study": "tiny", "scale": {}}', "does not tell versions, rows, claims"),
+    ],
+)
+def test_a_damaged_or_foreign_result_is_named(laboratory: Laboratory, tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "tiny").mkdir()
+    path = tmp_path / "tiny" / "tiny.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match=f"{path} {said}"):
+        write_report(tmp_path, tmp_path / "results.md", scale="tiny")
+    with pytest.raises(InputError, match=f"{path} {said}"):
+        run_study(STUDY, laboratory, tmp_path, tell=pytest.fail, only="ReDi*")
+    assert path.read_text() == content
+    assert not (tmp_path / "results.md").exists()
+
+
+def test_a_result_of_another_scale_makes_no_page(results: Path, tmp_path: Path) -> None:
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "tiny.json").write_bytes((results / "tiny" / "tiny.json").read_bytes())
+    with pytest.raises(InputError, match=r"small/tiny\.json is of the scale tiny"):
+        write_report(tmp_path, tmp_path / "results.md", scale="small")
+
+
 def test_some_rows_are_run_again_and_the_others_kept_as_the_file_says(
     laboratory: Laboratory, results: Path, tmp_path: Path
 ) -> None:

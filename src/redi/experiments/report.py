@@ -18,6 +18,7 @@ from redi.experiments.defaults_section import against_fewer_steps, defaults_sect
 from redi.experiments.estimates_section import estimates_section
 from redi.experiments.figure6_section import figure6_section
 from redi.experiments.gate_section import gate_section
+from redi.experiments.kept_results import read_result
 from redi.experiments.keys_section import keys_section
 from redi.experiments.pareto_section import draw, pareto
 from redi.experiments.plots import write_plots
@@ -67,7 +68,7 @@ def write_report(results: Path, page: Path, *, scale: str) -> str:
         scale: Which results.
 
     Raises:
-        InputError: There are none, or they are of several models, extractors or references.
+        InputError: There are none, one is damaged, or they are of several scales, models, extractors or references.
     """
     files = sorted((results / scale).glob("*.json"))
     if not files:
@@ -76,7 +77,14 @@ def write_report(results: Path, page: Path, *, scale: str) -> str:
             expected="JSON files of redi experiments run",
             fix=f"redi experiments run table1 --scale {scale}",
         )
-    found = [json.loads(file.read_text()) for file in files]
+    found = [read_result(file, [*SECTIONS, "keys"]) for file in files]
+    for file, each in zip(files, found, strict=True):
+        if each["scale"]["name"] != scale:
+            raise InputError(
+                f"{file} is of the scale {each['scale']['name']}",
+                expected=f"results of {scale}, so that they compare",
+                fix=f"move it to {results / each['scale']['name']}",
+            )
     found.sort(key=lambda each: list(EXPERIMENTS).index(each["study"]) if each["study"] in EXPERIMENTS else -1)
     by_study = {each["study"]: each for each in found}
     names = ", ".join(by_study)
