@@ -240,6 +240,19 @@ def test_real_pictures_are_middle_squares_and_must_be_enough(subject: Coco) -> N
         list(subject.reference(11))
 
 
+@pytest.mark.parametrize("name", ["./nosuch", "empty", "bare"])
+def test_a_model_that_is_not_there_is_told_before_any_work(subject: Coco, tmp_path: Path, name: str) -> None:
+    for folder in ("empty", "bare"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "bare" / "model_index.json").write_text("{}")
+    model = name if name == "./nosuch" else str(tmp_path / name)
+    own = Laboratory(tmp_path / "work", TINY, "cpu", subject=replace(subject, model=model))
+    said = {"./nosuch": "is not there", "empty": "holds no pipeline", "bare": "does not load"}[name]
+    with pytest.raises(InputError, match=f"{model}.* {said}"):
+        run_study(STUDY, own, tmp_path, tell=pytest.fail)
+    assert not (tmp_path / "work").exists()
+
+
 def test_extractors_read_as_their_networks_do(ground: Path) -> None:
     shown = pictures((40, 32), (32, 32), (33, 50))
     clip, dinov2, inception = (

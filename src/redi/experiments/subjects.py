@@ -6,7 +6,7 @@ import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,7 +24,7 @@ from redi.miniature.drawing import draw
 from redi.miniature.evaluation import bundled_evaluator
 from redi.miniature.quality import Faithfulness, faithful
 from redi.miniature.scenes import Description, captioned_scenes, captions
-from redi.pipelines import MINIATURE, default_guidance, load_pipeline, miniature_folder
+from redi.pipelines import MINIATURE, default_guidance, load_pipeline, miniature_folder, opened
 
 _BASE_SEED, _PROMPT_SEED, _REFERENCE_SEED = 3000, 4000, 5000
 _SPARE = 32
@@ -235,8 +235,12 @@ class Coco:
 
     @cached_property
     def latent_shape(self) -> tuple[int, int, int]:
-        """As the model's network says."""
-        config = UNet2DConditionModel.load_config(self.model, subfolder="unet")
+        """As the model's network says.
+
+        Raises:
+            InputError: The model is not there or does not load.
+        """
+        config = opened(self.model, partial(UNet2DConditionModel.load_config, subfolder="unet"))
         return (config["in_channels"], config["sample_size"], config["sample_size"])
 
     def told(self) -> dict[str, str]:
