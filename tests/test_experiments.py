@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -289,7 +291,7 @@ def test_a_result_says_what_it_was_made_with(results: Path) -> None:
 def test_the_report_is_the_same_bytes_for_the_same_results(results: Path, tmp_path: Path) -> None:
     pages = [write_report(results, tmp_path / name / "results.md", scale="tiny") for name in ("one", "two")]
     assert pages[0] == pages[1]
-    plots = [(tmp_path / name / "images" / "results-tiny.svg").read_bytes() for name in ("one", "two")]
+    plots = [(tmp_path / name / "images" / "results-tiny-tiny.svg").read_bytes() for name in ("one", "two")]
     assert plots[0] == plots[1]
     assert "| ReDi dpm-6 2->4 least-squares H=2 | 4 |" in pages[0]
     assert "from full | pixels | diversity | kernel | abstained | seconds | x_v apart |" in pages[0]
@@ -445,11 +447,40 @@ def test_the_command_line_names_what_there_is(tmp_path: Path) -> None:
     assert runner.invoke(app, ["experiments", "bound", "--scale", "huge"]).exit_code == 1
     missing = runner.invoke(app, ["experiments", "report", "--results", str(tmp_path), "--out", str(tmp_path / "r.md")])
     assert missing.exit_code == 1
+    unknown = runner.invoke(app, ["experiments", "report", "--scale", "huge", "--results", str(tmp_path)])
+    assert unknown.exit_code == 1
+    assert "Expected: one of toy, small, paper" in unknown.stderr
+
+
+def test_a_page_of_another_scale_is_another_file_and_so_are_its_plots(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = json.loads((results / "tiny" / "tiny.json").read_text())
+    for scale in ("toy", "small"):
+        (tmp_path / "results" / scale).mkdir(parents=True)
+        told = {**found, "scale": {**found["scale"], "name": scale}}
+        (tmp_path / "results" / scale / "tiny.json").write_text(json.dumps(told))
+    monkeypatch.chdir(tmp_path)
+    for scale in ("small", "toy"):
+        assert CliRunner().invoke(app, ["experiments", "report", "--scale", scale]).exit_code == 0
+    assert {each.name for each in Path("docs").glob("*.md")} == {"results.md", "results-toy.md"}
+    assert {each.name for each in Path("docs/images").glob("*.svg")} == {"results-tiny.svg", "results-toy-tiny.svg"}
+    assert "(images/results-toy-tiny.svg)" in Path("docs/results-toy.md").read_text()
+
+
+def test_sheets_are_linked_from_wherever_the_page_lies(tmp_path: Path) -> None:
+    root = Path(__file__).parents[1]
+    page = tmp_path / "else where" / "page.md"
+    text = write_report(root / "results", page, scale="small")
+    sheets = re.findall(r"\]\(([^)]+\.png)\)", text)
+    assert len(sheets) > 5
+    assert not [link for link in sheets if not (page.parent / unquote(link)).exists()]
 
 
 def test_the_committed_page_is_what_the_committed_results_say(tmp_path: Path) -> None:
     root = Path(__file__).parents[1]
-    page = write_report(root / "results", tmp_path / "docs" / "results.md", scale="small")
+    (tmp_path / "results").symlink_to(root / "results")
+    page = write_report(tmp_path / "results", tmp_path / "docs" / "results.md", scale="small")
     assert page == (root / "docs" / "results.md").read_text(), "run: redi experiments report"
     rivals = json.loads((root / "results" / "small" / "rivals.json").read_text())
     assert against_fewer_steps({"rivals": rivals}) in (root / "README.md").read_text(), "run: make figures"

@@ -63,11 +63,10 @@ def run(
     from redi.errors import InputError
     from redi.experiments.laboratory import Laboratory
     from redi.experiments.runner import EXPERIMENTS, OF_THE_MINIATURE, experiment
-    from redi.experiments.sampling import SCALES, scale_of
+    from redi.experiments.sampling import scale_of
     from redi.experiments.studies import STUDIES
 
-    if scale not in SCALES:
-        raise InputError(f"scale {scale!r}", expected=f"one of {', '.join(SCALES)}")
+    _check_scale(scale)
     chosen = {each: experiment(each) for each in (EXPERIMENTS if name == "all" else (name,))}
     subject = _subject(name, model, coco, features or [], scale, device)
     left_out = [each for each in chosen if each in OF_THE_MINIATURE and not subject.judges]
@@ -100,6 +99,14 @@ def bound(
     Example: redi experiments bound --scale toy
     """
     run("bound", scale, work, results, device, None, model, coco, features)
+
+
+def _check_scale(scale: str) -> None:
+    from redi.errors import InputError
+    from redi.experiments.sampling import SCALES
+
+    if scale not in SCALES:
+        raise InputError(f"scale {scale!r}", expected=f"one of {', '.join(SCALES)}")
 
 
 def _subject(name: str, model: str, coco: Path | None, features: list[Path], scale: str, device: str | None) -> Subject:
@@ -216,13 +223,19 @@ def _tell(task: Task, scores: list[Path]) -> None:
 def report(
     scale: Annotated[str, typer.Option(help="Whose results.")] = "small",
     results: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results"),
-    out: Annotated[Path, typer.Option(help="The page.")] = Path("docs/results.md"),
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The page.  [default: docs/results.md; of other scales docs/results-SCALE.md]"),
+    ] = None,
 ) -> None:
     """Write docs/results.md and its plots from the results.
 
     Example: redi experiments report
     """
     from redi.experiments.report import write_report
+    from redi.experiments.sampling import SMALL
 
+    _check_scale(scale)
+    out = out or Path("docs") / ("results.md" if scale == SMALL.name else f"results-{scale}.md")
     write_report(results, out, scale=scale)
     typer.echo(f"wrote {out}")
