@@ -452,6 +452,19 @@ def test_the_command_line_names_what_there_is(tmp_path: Path) -> None:
     assert "Expected: one of toy, small, paper" in unknown.stderr
 
 
+@pytest.mark.parametrize("place", ["--results", "--work"])
+def test_a_folder_that_cannot_be_written_is_told_before_the_first_run(tmp_path: Path, place: str) -> None:
+    places = {each: str(tmp_path / each.strip("-")) for each in ("--results", "--work")}
+    (tmp_path / place.strip("-")).write_text("a file in its place")
+    given = [part for pair in places.items() for part in pair]
+    refused = CliRunner().invoke(app, ["experiments", "run", "table1", "--device", "cpu", *given])
+    assert refused.exit_code == 1
+    assert f"cannot write {places[place]}" in refused.stderr
+    assert "Fix: make room, or choose another folder\n" in refused.stderr
+    assert "network calls" not in refused.stdout
+    assert not list(tmp_path.rglob("*.npz"))
+
+
 def test_a_page_of_another_scale_is_another_file_and_so_are_its_plots(
     results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -276,7 +276,11 @@ class Coco:
         """
         files = sorted((self.folder / "val2014").glob("*.jpg"))[:count]
         if len(files) < count:
-            raise InputError(f"{len(files)} pictures in {self.folder / 'val2014'}", expected=f"at least {count}")
+            raise InputError(
+                f"{len(files)} pictures in {self.folder / 'val2014'}",
+                expected=f"at least {count}",
+                fix="unpack all of val2014.zip",
+            )
         for file in files:
             with Image.open(file) as picture:
                 yield _middle_square(picture.convert("RGB"))
@@ -309,7 +313,11 @@ class Coco:
 
     def _some(self, found: Sequence[str], seed: int, count: int, path: Path) -> list[str]:
         if len(found) < count:
-            raise InputError(f"{len(found)} captions that differ in {path}", expected=f"at least {count}")
+            raise InputError(
+                f"{len(found)} captions that differ in {path}",
+                expected=f"at least {count}",
+                fix="unpack annotations_trainval2014.zip again, or choose a smaller --scale",
+            )
         return [found[place] for place in np.random.default_rng(seed).permutation(len(found))[:count]]
 
 
