@@ -105,5 +105,5 @@ def test_the_page_says_what_the_result_says(results: Path, tmp_path: Path) -> No
     pages = [write_report(results, tmp_path / name / "results.md", scale="tiny") for name in ("one", "two")]
     assert pages[0] == pages[1]
     assert "| 4 | L of each step, and mu |" in pages[0]
-    plots = [(tmp_path / name / "images" / "results-bound.svg").read_bytes() for name in ("one", "two")]
+    plots = [(tmp_path / name / "images" / "results-tiny-bound.svg").read_bytes() for name in ("one", "two")]
     assert plots[0] == plots[1]

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from redi.comparison import Column
 from redi.experiments import breaks, worst
-from redi.experiments.breaks import _parts, _row, keywords, run_breaks
+from redi.experiments.breaks import _others, _parts, _row, keywords, own, run_breaks
 from redi.experiments.laboratory import Laboratory
 from redi.experiments.report import write_report
 from redi.experiments.sampling import Recording, Scale, Solver
 from redi.experiments.subjects import Miniature
-from redi.experiments.worst import Outcome, worst_sheets
+from redi.experiments.worst import AS_IN_BASE, WORDING, Outcome, worst_sheets
+from redi.metrics.extractors import Extractor
 from redi.miniature.scenes import Description, ObjectDescription
 from redi.miniature.vocabulary import KINDS
 
@@ -70,11 +74,28 @@ def test_results_and_page_tell_every_group(results: Path, tmp_path: Path) -> Non
     assert rows["wording", "as in the base"]["calls"]["jump"] == 2
     assert 2 <= rows["wording", "as in the base"]["calls"]["gated"] <= 4
     assert rows["wording", "keywords"]["n"] == 16
-    page = write_report(results, tmp_path / "results.md", scale="tiny")
+    page = write_report(results, tmp_path / "some" / "where" / "page.md", scale="tiny")
     assert "## Where it breaks (ReDi dpm-4 1->3 kriging)" in page
     sheets = {one["file"] for one in found["sheets"]}
     assert {"tiny/breaks.png", "tiny/breaks-far.png", "tiny/breaks-wording.png", "tiny/breaks-guidance.png"} <= sheets
-    assert all((results / one).stat().st_size > 1000 and f"../results/{one}" in page for one in sheets)
+    assert all((results / one).stat().st_size > 1000 for one in sheets)
+    linked = {tmp_path / "some" / "where" / link for link in re.findall(r"\]\(([^)]*breaks[^)]*)\)", page)}
+    assert {each.resolve() for each in linked} == {(results / one).resolve() for one in sheets}
+
+
+def test_every_group_is_seen_by_the_eyes_that_were_given(
+    laboratory: Laboratory, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def colors(pictures: list[Image.Image]) -> torch.Tensor:
+        return torch.from_numpy(np.stack([np.asarray(each.convert("RGB")) for each in pictures])).double().mean((1, 2))
+
+    monkeypatch.setattr(breaks, "_GUIDANCES", (2.0,))
+    monkeypatch.setattr(breaks, "_SHARES", (0.25,))
+    other = replace(laboratory, subject=Miniature(Extractor("mean colors", "none", "colors", colors)))
+    found = _others(other, own(RECORDING), 0)
+    usual = found[WORDING][AS_IN_BASE].apart["jump"]
+    assert usual.any()
+    np.testing.assert_array_equal(found["guidance"]["2"].apart["jump"], usual, "the same runs, in the same features")
 
 
 def test_pictures_of_another_gate_are_made_anew_and_the_others_kept(
@@ -123,11 +144,11 @@ def test_the_worst_are_the_farthest_of_the_groups_that_a_sheet_is_of(monkeypatch
     wording = {"as in the base": [outcome(9, "base")], "keywords": [outcome(1, "key"), outcome(2, "words")]}
     objects = {"1": [outcome(3, "one")], "3": [outcome(4, "three")]}
     columns: list[list[str]] = []
-    sheet = worst.sheet
+    drawn = worst.sheet
 
     def kept(shown: Sequence[Column], *args: Any, **options: Any) -> Image.Image:
         columns.append([column.title for column in shown])
-        return sheet(shown, *args, **options)
+        return drawn(shown, *args, **options)
 
     monkeypatch.setattr(worst, "sheet", kept)
     none: dict[str, list[Outcome]] = {}

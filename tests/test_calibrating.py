@@ -172,6 +172,12 @@ def test_the_command_measures_once_and_generate_uses_it(tmp_path: Path) -> None:
     without = run("calibrate", kb)
     assert without.exit_code == 1
     assert "no prompts to measure with" in without.stderr
+    for wrong in (-1, 0, "nan"):
+        refused = run("calibrate", kb, "--prompts", tmp_path / "held.txt", "--max-loss", wrong)
+        assert refused.exit_code == 1
+        assert "a number above 0" in refused.stderr
+        assert "steps of one picture to run" not in refused.stdout, "before anything is measured"
+        assert not (kb / FILE_NAME).exists()
     first = run("calibrate", kb, "--prompts", tmp_path / "held.txt", "--max-loss", 0.9)
     assert first.exit_code == 0, first.output
     assert f"20 prompts, {20 * (8 + 6 + 4)} steps of one picture to run" in first.stdout

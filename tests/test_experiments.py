@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -25,10 +27,11 @@ from redi.experiments.paths import latents_after
 from redi.experiments.quality import difference, figures
 from redi.experiments.report import write_report
 from redi.experiments.runner import experiment, run_study
-from redi.experiments.sample_files import Samples
+from redi.experiments.sample_files import Samples, read_samples, write_array
 from redi.experiments.sampling import SPACING, Recording, Sampling, Scale, Solver, plain, redi, says
 from redi.experiments.spacings import TIMESTEPS
 from redi.experiments.studies import STUDIES, Claim, Study
+from redi.experiments.subjects import Miniature
 from redi.metrics import Reference
 from redi.miniature.evaluation import bundled_evaluator
 
@@ -79,6 +82,36 @@ def test_a_sampling_that_is_there_is_not_run_again(laboratory: Laboratory, resul
     assert laboratory.cost(Work(other, diversity=other)).calls == 5 * (4 + 1) * 2, "one prompt's other noise"
     larger = replace(laboratory, scale=replace(TINY, prompts=5))
     assert larger.cost(Work((FULL,))).calls == 6 * 5 * 2, "another scale's samples are other samples"
+
+
+def test_a_damaged_file_is_named_and_run_again_once_it_is_removed(laboratory: Laboratory, tmp_path: Path) -> None:
+    scale = replace(TINY, prompts=2, entries=4, replicates=1)
+    own = replace(laboratory, folder=tmp_path, scale=scale, subject=Miniature(guidance=1.0))
+    jump = redi(Recording(Solver("dpm", 3), (1,), (2,)), 1, 2, weights="nearest")
+    asked = {
+        "samples.npz": lambda: own.sample(jump, 0),
+        "first.npz": lambda: own.first(FULL),
+        "at_value.npy": lambda: own.at_value(jump, 0),
+        "40-*.npy": lambda: Laboratory(own.folder, scale, "cpu", subject=own.subject).reference,
+        "ends.npz": lambda: own._finished(jump.jump.recording, 0) if jump.jump else None,
+    }
+    for name, ask in asked.items():
+        ask()
+        (path,) = own.folder.rglob(name)
+        whole = path.read_bytes()
+        for left in (0, len(whole) // 2, len(whole) - 9):
+            path.write_bytes(whole[:left])
+            with pytest.raises(InputError, match=f"{path} is damaged: .*\n.*\n  Fix: remove it; the same command"):
+                ask()
+        path.unlink()
+        ask()
+        assert path.read_bytes() == whole or name == "samples.npz", "which tells the seconds"
+
+
+def test_a_file_that_lacks_an_array_is_damaged(tmp_path: Path) -> None:
+    write_array(tmp_path / "samples.npz", features=np.zeros((2, 3)))
+    with pytest.raises(InputError, match=r"samples\.npz is damaged: .*faithful_objects"):
+        read_samples(tmp_path / "samples.npz")
 
 
 def test_a_sheet_runs_no_more_than_the_pictures_that_it_shows(laboratory: Laboratory) -> None:
@@ -269,12 +302,43 @@ def test_a_result_says_what_it_was_made_with(results: Path) -> None:
 def test_the_report_is_the_same_bytes_for_the_same_results(results: Path, tmp_path: Path) -> None:
     pages = [write_report(results, tmp_path / name / "results.md", scale="tiny") for name in ("one", "two")]
     assert pages[0] == pages[1]
-    plots = [(tmp_path / name / "images" / "results-tiny.svg").read_bytes() for name in ("one", "two")]
+    plots = [(tmp_path / name / "images" / "results-tiny-tiny.svg").read_bytes() for name in ("one", "two")]
     assert plots[0] == plots[1]
     assert "| ReDi dpm-6 2->4 least-squares H=2 | 4 |" in pages[0]
     assert "from full | pixels | diversity | kernel | abstained | seconds | x_v apart |" in pages[0]
     with pytest.raises(InputError, match="no results"):
         write_report(tmp_path / "nothing", tmp_path / "results.md", scale="tiny")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "is damaged"),
+        ('{"study": "tiny", "ki', "is damaged"),
+        ("[1, 2]", r"holds \[1, 2\]"),
+        ('{"a": 1}', "is of kind None"),
+        ('{"kind": ["comparison"]}', "is of kind"),
+        ('{"kind": "beauty"}', "is of kind 'beauty'"),
+        ('{"kind": "comparison", "study": "tiny", "scale": {}}', "does not tell versions, rows, claims"),
+    ],
+)
+def test_a_damaged_or_foreign_result_is_named(laboratory: Laboratory, tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "tiny").mkdir()
+    path = tmp_path / "tiny" / "tiny.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match=f"{path} {said}"):
+        write_report(tmp_path, tmp_path / "results.md", scale="tiny")
+    with pytest.raises(InputError, match=f"{path} {said}"):
+        run_study(STUDY, laboratory, tmp_path, tell=pytest.fail, only="ReDi*")
+    assert path.read_text() == content
+    assert not (tmp_path / "results.md").exists()
+
+
+def test_a_result_of_another_scale_makes_no_page(results: Path, tmp_path: Path) -> None:
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "tiny.json").write_bytes((results / "tiny" / "tiny.json").read_bytes())
+    with pytest.raises(InputError, match=r"small/tiny\.json is of the scale tiny"):
+        write_report(tmp_path, tmp_path / "results.md", scale="small")
 
 
 def test_some_rows_are_run_again_and_the_others_kept_as_the_file_says(
@@ -448,11 +512,53 @@ def test_the_command_line_names_what_there_is(tmp_path: Path) -> None:
     assert runner.invoke(app, ["experiments", "bound", "--scale", "huge"]).exit_code == 1
     missing = runner.invoke(app, ["experiments", "report", "--results", str(tmp_path), "--out", str(tmp_path / "r.md")])
     assert missing.exit_code == 1
+    unknown = runner.invoke(app, ["experiments", "report", "--scale", "huge", "--results", str(tmp_path)])
+    assert unknown.exit_code == 1
+    assert "Expected: one of toy, small, paper" in unknown.stderr
+
+
+@pytest.mark.parametrize("place", ["--results", "--work"])
+def test_a_folder_that_cannot_be_written_is_told_before_the_first_run(tmp_path: Path, place: str) -> None:
+    places = {each: str(tmp_path / each.strip("-")) for each in ("--results", "--work")}
+    (tmp_path / place.strip("-")).write_text("a file in its place")
+    given = [part for pair in places.items() for part in pair]
+    refused = CliRunner().invoke(app, ["experiments", "run", "table1", "--device", "cpu", *given])
+    assert refused.exit_code == 1
+    assert f"cannot write {places[place]}" in refused.stderr
+    assert "Fix: make room, or choose another folder\n" in refused.stderr
+    assert "network calls" not in refused.stdout
+    assert not list(tmp_path.rglob("*.npz"))
+
+
+def test_a_page_of_another_scale_is_another_file_and_so_are_its_plots(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = json.loads((results / "tiny" / "tiny.json").read_text())
+    for scale in ("toy", "small"):
+        (tmp_path / "results" / scale).mkdir(parents=True)
+        told = {**found, "scale": {**found["scale"], "name": scale}}
+        (tmp_path / "results" / scale / "tiny.json").write_text(json.dumps(told))
+    monkeypatch.chdir(tmp_path)
+    for scale in ("small", "toy"):
+        assert CliRunner().invoke(app, ["experiments", "report", "--scale", scale]).exit_code == 0
+    assert {each.name for each in Path("docs").glob("*.md")} == {"results.md", "results-toy.md"}
+    assert {each.name for each in Path("docs/images").glob("*.svg")} == {"results-tiny.svg", "results-toy-tiny.svg"}
+    assert "(images/results-toy-tiny.svg)" in Path("docs/results-toy.md").read_text()
+
+
+def test_sheets_are_linked_from_wherever_the_page_lies(tmp_path: Path) -> None:
+    root = Path(__file__).parents[1]
+    page = tmp_path / "else where" / "page.md"
+    text = write_report(root / "results", page, scale="small")
+    sheets = re.findall(r"\]\(([^)]+\.png)\)", text)
+    assert len(sheets) > 5
+    assert not [link for link in sheets if not (page.parent / unquote(link)).exists()]
 
 
 def test_the_committed_page_is_what_the_committed_results_say(tmp_path: Path) -> None:
     root = Path(__file__).parents[1]
-    page = write_report(root / "results", tmp_path / "docs" / "results.md", scale="small")
+    (tmp_path / "results").symlink_to(root / "results")
+    page = write_report(tmp_path / "results", tmp_path / "docs" / "results.md", scale="small")
     assert page == (root / "docs" / "results.md").read_text(), "run: redi experiments report"
     rivals = json.loads((root / "results" / "small" / "rivals.json").read_text())
     assert against_fewer_steps({"rivals": rivals}) in (root / "README.md").read_text(), "run: make figures"

@@ -65,7 +65,9 @@ def test_the_page_and_its_plots_are_the_same_bytes_for_the_same_results(results:
     assert pages[0] == pages[1]
     assert "| size | 12 | 2 | 4 | 4 | 1 |" in pages[0]
     for ending in ("svg", "png"):
-        plots = [(tmp_path / name / "images" / f"results-figure6.{ending}").read_bytes() for name in ("one", "two")]
+        plots = [
+            (tmp_path / name / "images" / f"results-tiny-figure6.{ending}").read_bytes() for name in ("one", "two")
+        ]
         assert plots[0] == plots[1]
 
 

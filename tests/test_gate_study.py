@@ -69,7 +69,7 @@ def test_results_and_page_say_what_was_asked_and_delivered(results: Path, tmp_pa
         assert 3 <= row["calls"] <= 5
     page = write_report(results, tmp_path / "results.md", scale="tiny")
     assert "## The gate (dpm-5, key after 1" in page
-    assert (tmp_path / "images" / "results-gate.svg").exists()
+    assert (tmp_path / "images" / "results-tiny-gate.svg").exists()
 
 
 def simulated(size: int = 400, *, told: bool) -> Measurements:

@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 from redi.cli.app import app
 from redi.errors import InputError
 from redi.experiments import sampling
+from redi.experiments.beforehand import check
 from redi.experiments.bound import run_bound
 from redi.experiments.gate import run_gate
 from redi.experiments.laboratory import Laboratory
@@ -260,6 +261,40 @@ def test_real_pictures_are_middle_squares_and_must_be_enough(subject: Coco) -> N
         list(subject.reference(11))
 
 
+@pytest.mark.parametrize("name", ["./nosuch", "empty", "bare"])
+def test_a_model_that_is_not_there_is_told_before_any_work(subject: Coco, tmp_path: Path, name: str) -> None:
+    for folder in ("empty", "bare"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "bare" / "model_index.json").write_text("{}")
+    model = name if name == "./nosuch" else str(tmp_path / name)
+    own = Laboratory(tmp_path / "work", TINY, "cpu", subject=replace(subject, model=model))
+    said = {"./nosuch": "is not there", "empty": "holds no pipeline", "bare": "does not load"}[name]
+    with pytest.raises(InputError, match=f"{model}.* {said}"):
+        run_study(STUDY, own, tmp_path, tell=pytest.fail)
+    assert not (tmp_path / "work").exists()
+
+
+def test_too_little_of_coco_is_told_before_the_first_run(subject: Coco, tmp_path: Path) -> None:
+    own = Laboratory(tmp_path / "work", TINY, "cpu", subject=subject)
+    check("table2", own, tmp_path)
+    for changes, said in (
+        ({"reference": 11}, r"10 pictures in .*val2014\n.*at least 11"),
+        ({"entries": 33}, r"32 captions that differ in .*train2014"),
+        ({"prompts": 48}, r"47 captions that differ in .*val2014"),
+    ):
+        with pytest.raises(InputError, match=said):
+            check("table2", replace(own, scale=replace(TINY, **changes)), tmp_path)
+    check("bound", replace(own, scale=replace(TINY, reference=11)), tmp_path)
+    given = ["--coco", str(subject.folder), "--features", str(subject.folder.parent / "clip"), "--device", "cpu"]
+    places = ["--work", str(tmp_path / "work"), "--results", str(tmp_path / "results")]
+    start = ["experiments", "run", "table2", "--scale", "paper", "--model", subject.model, *given, *places]
+    refused = CliRunner().invoke(app, start)
+    assert refused.exit_code == 1
+    assert "Expected: at least 82000" in refused.stderr
+    assert "network calls" not in refused.stdout
+    assert not list((tmp_path / "work").iterdir())
+
+
 def test_extractors_read_as_their_networks_do(ground: Path) -> None:
     shown = pictures((40, 32), (32, 32), (33, 50))
     clip, dinov2, inception = (
@@ -346,7 +381,8 @@ def test_the_command_line_runs_the_papers_scale(ground: Path, tmp_path: Path, mo
     alone = runner.invoke(app, start)
     assert alone.exit_code == 1
     of_the_miniature = ["experiments", "run", "styles", *start[3:], *given, "--features", str(ground / "clip")]
-    assert runner.invoke(app, of_the_miniature).exit_code == 1
+    assert "styles, --scale paper" in runner.invoke(app, of_the_miniature).stderr
+    assert "styles, --scale paper" in runner.invoke(app, of_the_miniature[:-2]).stderr, "which needs no CLIP either"
     done = runner.invoke(app, [*start, *given, "--features", str(ground / "clip")])
     assert done.exit_code == 0, done.output
     found = json.loads((tmp_path / "results" / "paper" / "tiny.json").read_text())

@@ -133,8 +133,7 @@ class Measurements:
             InputError: ``max_loss`` is not a number above 0, or the score was not measured.
             RetrievalError: Only a gate that lets nobody jump would keep to it.
         """
-        if isinstance(max_loss, bool) or not isinstance(max_loss, Real) or not max_loss > 0:
-            raise InputError(f"max_loss={max_loss!r}", expected="a number above 0: only full runs lose nothing")
+        check_max_loss(max_loss)
         name = self.best_score if score is None else score
         if name not in self.scores:
             raise InputError(f"score {name!r}", expected=f"one of {', '.join(sorted(self.scores))}")
@@ -221,6 +220,16 @@ class _Ladder:
     losses: _Numbers
     calls: _Numbers
     bounds: _Numbers
+
+
+def check_max_loss(max_loss: float) -> None:
+    """Refuse what no mean loss can stay below.
+
+    Raises:
+        InputError: It is not a number above 0.
+    """
+    if isinstance(max_loss, bool) or not isinstance(max_loss, Real) or not max_loss > 0:
+        raise InputError(f"max_loss={max_loss!r}", expected="a number above 0: only full runs lose nothing")
 
 
 def reachable(measured: Measurements, losses: Sequence[float]) -> list[tuple[float, Choice | None]]:

@@ -6,7 +6,7 @@ The short names of schedulers stand here and nowhere else; which of their settin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -164,10 +164,16 @@ def default_guidance(model: str) -> float | None:
     return GUIDANCE_SCALE
 
 
-def _loaded(model: str, dtype: str) -> Any:
-    import torch
-    from diffusers import DiffusionPipeline
+def opened(model: str, how: Callable[[str], Any]) -> Any:
+    """Open a model, or a part of one.
 
+    Args:
+        model: As of :func:`load_pipeline`.
+        how: Opens it, given its folder or hub id.
+
+    Raises:
+        InputError: The model is not there or does not load.
+    """
     path = miniature_folder() if model == MINIATURE else Path(model)
     if path.is_dir() and not (path / "model_index.json").is_file():
         raise InputError(
@@ -181,7 +187,7 @@ def _loaded(model: str, dtype: str) -> Any:
         )
     try:
         with _no_loading_bars():
-            return DiffusionPipeline.from_pretrained(str(path) if path.is_dir() else model, dtype=getattr(torch, dtype))
+            return how(str(path) if path.is_dir() else model)
     except RediError:
         raise
     except Exception as error:  # from_pretrained raises whatever its parts raise
@@ -191,6 +197,13 @@ def _loaded(model: str, dtype: str) -> Any:
             expected=f"{MINIATURE!r}, a folder that save_pretrained wrote, or a hub id that can be reached",
             fix="check the name; without a network only folders and models that are cached can be opened",
         ) from error
+
+
+def _loaded(model: str, dtype: str) -> Any:
+    import torch
+    from diffusers import DiffusionPipeline
+
+    return opened(model, lambda place: DiffusionPipeline.from_pretrained(place, dtype=getattr(torch, dtype)))
 
 
 def _placed(pipe: Any, device: str | None) -> Any:

@@ -119,6 +119,20 @@ def write_json(path: Path, content: Any) -> None:
     write_file(path, (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
+def check_folder(folder: Path) -> None:
+    """Make a folder and try to write into it, before there is something to lose.
+
+    Raises:
+        InputError: It cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
 def write_file(path: Path, data: bytes) -> None:
     """Write a file so that a reader sees the old one or the new one, never a part; make its folder.
 
@@ -137,11 +151,15 @@ def write_file(path: Path, data: bytes) -> None:
             Path(name).unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise InputError(
-            f"cannot write {path}: {error.strerror or error}",
-            expected="a folder, room on the disk and permission to write",
-            fix="make room, or choose another folder with --out",
-        ) from error
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> InputError:
+    return InputError(
+        f"cannot write {path}: {error.strerror or error}",
+        expected="a folder, room on the disk and permission to write",
+        fix="make room, or choose another folder",
+    )
 
 
 def _total(report: Report) -> float:

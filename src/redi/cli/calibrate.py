@@ -60,12 +60,15 @@ def calibrate(
       redi generate "a red cat on the grass" --kb my-base --max-loss 0.05
     """
     from redi.calibrating import calibrate, calls_to_make
+    from redi.calibration import check_max_loss
     from redi.calibrations import Way, read
     from redi.enabling import open_base
     from redi.errors import KnowledgeBaseError
     from redi.pipelines import pipeline_for
     from redi.retrieval import combiner
 
+    if max_loss is not None:
+        check_max_loss(max_loss)
     base, rule = open_base(kb), combiner(weights)
     chosen_key, _ = base.plan.choose(key_step)
     way = Way.of(chosen_key, neighbors or rule.default_neighbors, rule)
@@ -121,7 +124,7 @@ def _tell(found: Calibration, max_loss: float | None) -> None:
     for step, losses in sorted(measured.losses.items()):
         typer.echo(f"  everyone to {step}: loss {losses.mean():.4g}, {measured.calls[step]:g} calls")
     typer.echo(f"  {'max loss':>10} {'calls':>7} {'jump':>6} {'expected':>10}  limits ({CONFIDENCE:.0%} sure)")
-    asked = sorted({share * most for share in _SHARES} | ({max_loss} if max_loss and max_loss > 0 else set()))
+    asked = sorted({share * most for share in _SHARES} | ({max_loss} if max_loss else set()))
     for loss, choice in reachable(measured, asked):
         told = f"  {loss:>10.4g} "
         if choice is None:

@@ -61,25 +61,26 @@ def run(
     Example: redi experiments run table2 --scale toy
     """
     from redi.errors import InputError
+    from redi.experiments.beforehand import check
     from redi.experiments.laboratory import Laboratory
     from redi.experiments.runner import EXPERIMENTS, OF_THE_MINIATURE, experiment
-    from redi.experiments.sampling import SCALES, scale_of
+    from redi.experiments.sampling import scale_of
     from redi.experiments.studies import STUDIES
 
-    if scale not in SCALES:
-        raise InputError(f"scale {scale!r}", expected=f"one of {', '.join(SCALES)}")
+    _check_scale(scale)
     chosen = {each: experiment(each) for each in (EXPERIMENTS if name == "all" else (name,))}
     subject = _subject(name, model, coco, features or [], scale, device)
     left_out = [each for each in chosen if each in OF_THE_MINIATURE and not subject.judges]
-    if name in left_out:
-        raise InputError(f"{name} of {model}", expected="the bundled model: its evaluator judges there")
     for each in left_out:
         typer.echo(f"{each}: left out, it needs the bundled model's evaluator")
         del chosen[each]
     if rows is not None and name not in STUDIES:
         raise InputError(f"--rows with {name!r}", expected=f"one of {', '.join(STUDIES)}")
+    laboratories = {each: Laboratory(work, scale_of(scale, each), device, subject=subject) for each in chosen}
+    for each, laboratory in laboratories.items():
+        check(each, laboratory, results)
     for each, run_it in chosen.items():
-        laboratory = Laboratory(work, scale_of(scale, each), device, subject=subject)
+        laboratory = laboratories.pop(each)  # with what it holds: features of real pictures
         some = {} if rows is None else {"only": rows}
         run_it(laboratory, results, tell=typer.echo, **some)
         typer.echo(f"wrote {results / scale / each}.json")
@@ -102,6 +103,14 @@ def bound(
     run("bound", scale, work, results, device, None, model, coco, features)
 
 
+def _check_scale(scale: str) -> None:
+    from redi.errors import InputError
+    from redi.experiments.sampling import SCALES
+
+    if scale not in SCALES:
+        raise InputError(f"scale {scale!r}", expected=f"one of {', '.join(SCALES)}")
+
+
 def _subject(name: str, model: str, coco: Path | None, features: list[Path], scale: str, device: str | None) -> Subject:
     """Return what the options name, before anything is run."""
     from redi.errors import InputError
@@ -112,11 +121,12 @@ def _subject(name: str, model: str, coco: Path | None, features: list[Path], sca
     from redi.metrics.perceptual import load_perceptual
     from redi.pipelines import MINIATURE, chosen_device
 
+    told = f"--scale {scale} with --model {model} and {'no ' if coco is None else ''}--coco"
+    if name in OF_THE_MINIATURE and (model != MINIATURE or coco is not None or scale == "paper"):
+        expected = "the bundled model at toy or small: its evaluator judges there"
+        raise InputError(f"{name}, {told}", expected=expected, fix=f"redi experiments run {name}")
     if (model == MINIATURE) != (coco is None) or (scale == "paper" and coco is None):
-        told = f"--scale {scale} with --model {model} and {'no ' if coco is None else ''}--coco"
         expected = "the bundled model at toy or small, or another model on COCO"
-        if name in OF_THE_MINIATURE:
-            raise InputError(f"{name}, {told}", expected="the bundled model", fix=f"redi experiments run {name}")
         if scale == "paper":
             taken = at_paper(list(EXPERIMENTS) if name == "all" else [name])
             expected += f"; there {name} takes {taken} (docs/experiments.md)"
@@ -216,13 +226,19 @@ def _tell(task: Task, scores: list[Path]) -> None:
 def report(
     scale: Annotated[str, typer.Option(help="Whose results.")] = "small",
     results: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("results"),
-    out: Annotated[Path, typer.Option(help="The page.")] = Path("docs/results.md"),
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The page.  [default: docs/results.md; of other scales docs/results-SCALE.md]"),
+    ] = None,
 ) -> None:
     """Write docs/results.md and its plots from the results.
 
     Example: redi experiments report
     """
     from redi.experiments.report import write_report
+    from redi.experiments.sampling import SMALL
 
+    _check_scale(scale)
+    out = out or Path("docs") / ("results.md" if scale == SMALL.name else f"results-{scale}.md")
     write_report(results, out, scale=scale)
     typer.echo(f"wrote {out}")

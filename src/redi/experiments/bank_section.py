@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from redi.experiments.plots import write_plots
+from redi.experiments.plots import image_of, write_plots
 
 _READABLE = 1e5
 """Entries from which a count is told by its power of ten."""
@@ -15,7 +15,7 @@ _READABLE = 1e5
 
 def bank_section(result: Mapping[str, Any], images: Path) -> str:
     """Return the section, and draw its plot."""
-    image = write_plots(images / "results-bank.svg", partial(_draw, result), size=(11, 4))
+    image = write_plots(image_of(result, images), partial(_draw, result), size=(11, 4))
     scale, rule = result["scale"], result["fit"]
     lines = [
         f"## How many noises, how many entries ({result['jump']})",

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from redi.experiments.plots import write_plots
+from redi.experiments.plots import image_of, write_plots
 
 BOUND = "L of each step, and mu"
 """The predictor that is the whole bound."""
@@ -18,7 +18,7 @@ _VACUOUS = 10
 
 def bound_section(result: Mapping[str, Any], images: Path) -> str:
     """Return the section, and draw its plot."""
-    image = write_plots(images / "results-bound.svg", partial(_draw, result), size=(11, 4))
+    image = write_plots(image_of(result, images), partial(_draw, result), size=(11, 4))
     rates, gaps, clock = result["rate"], result["gap"], result["clock"]
     lines = [
         f"## Section 5: the error bound ({result['solver']}, key after {result['key_step']})",

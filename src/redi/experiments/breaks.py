@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -140,7 +140,8 @@ def _others(laboratory: Laboratory, own: Recording, replicate: int) -> dict[str,
     few = list(held_out.items())[:_QUERIES]
     ask = partial(_compared, replicate=replicate)
     lacking = [(text, asked) for text, asked in held_out.items() if any(o.kind == _LACKING for o in asked.objects)]
-    without = replace(laboratory, subject=Miniature(without=_LACKING))
+    subject = cast(Miniature, laboratory.subject)  # others of it look at pictures with the same eyes
+    without = replace(laboratory, subject=replace(subject, without=_LACKING))
     least = 2 * laboratory.scale.noises / laboratory.scale.entries  # fewer have no distances for the gate
     shares = dict.fromkeys(max(least, share) for share in _SHARES)
     return {
@@ -158,7 +159,8 @@ def _others(laboratory: Laboratory, own: Recording, replicate: int) -> dict[str,
             for share in shares
         },
         "guidance": {
-            f"{each:g}": ask(replace(laboratory, subject=Miniature(guidance=each)), own, few) for each in _GUIDANCES
+            f"{each:g}": ask(replace(laboratory, subject=replace(subject, guidance=each)), own, few)
+            for each in _GUIDANCES
         },
     }
 

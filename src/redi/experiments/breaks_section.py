@@ -50,8 +50,8 @@ def breaks_section(result: Mapping[str, Any], images: Path) -> str:
 def _sheets(result: Mapping[str, Any]) -> list[str]:
     """Return the first sheet as an image and the others as links."""
     first, *more = result["sheets"]
-    others = ", ".join(f"[{one['about'].removeprefix('Of ')}](../results/{one['file']})" for one in more)
-    shown = f"![The worst pictures](../results/{first['file']})"
+    others = ", ".join(f"[{one['about'].removeprefix('Of ')}]({one['file']})" for one in more)
+    shown = f"![The worst pictures]({first['file']})"
     return [*([f"The worst twenty of other prompts: {others}.", ""] if more else []), shown]
 
 

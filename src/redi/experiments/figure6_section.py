@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from redi.experiments.plots import write_plots
+from redi.experiments.plots import image_of, write_plots
 
 _Row = Mapping[str, Any]
 _MEASURES = {
@@ -26,8 +26,7 @@ _AXES: Mapping[str, tuple[str, Callable[[_Row], Any]]] = {
 def figure6_section(result: Mapping[str, Any], images: Path) -> str:
     """Return the section, and draw its plots."""
     scale, full = result["scale"], result["full"]
-    name = f"results-{result['study']}"
-    write_plots(images / f"{name}.svg", partial(_draw, result), size=(11, 9))
+    image = write_plots(image_of(result, images), partial(_draw, result), size=(11, 9))
     lines = [
         f"## Figure 6: base size, value step, key step, neighbours ({result['title']})",
         "",
@@ -50,7 +49,7 @@ def figure6_section(result: Mapping[str, Any], images: Path) -> str:
             cells += [f"{row['calls']:.4g}", row["neighbors"], *(_cell(row, measure) for measure in _MEASURES)]
             lines.append(f"| {panel} | {' | '.join(map(str, cells))} |")
     lines += ["", *(_verdict(result, panel) for panel in _AXES), _of_neighbors(result), ""]
-    return "\n".join([*lines, f"![Figure 6, {result['title']}](images/{name}.svg)\n"])
+    return "\n".join([*lines, f"![Figure 6, {result['title']}](images/{image.name})\n"])
 
 
 def _rows(result: Mapping[str, Any], panel: str) -> list[_Row]:

@@ -8,12 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from redi.experiments.plots import write_plots
+from redi.experiments.plots import image_of, write_plots
 
 
 def gate_section(result: Mapping[str, Any], images: Path) -> str:
     """Return the section, and draw its plot."""
-    image = write_plots(images / "results-gate.svg", partial(_draw, result), size=(10, 4))
+    image = write_plots(image_of(result, images), partial(_draw, result), size=(10, 4))
     scale = result["scale"]
     lines = [
         f"## The gate ({result['solver']}, key after {result['key_step']}, `{result['weights']}`)",

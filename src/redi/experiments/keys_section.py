@@ -23,7 +23,8 @@ def keys_section(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the section, empty where nothing of its kind was measured.
 
     Args:
-        results: By the name of their study; those that compare keys are looked at, and the estimates.
+        results: By the name of their study; those that compare keys are looked at, and the estimates; sheets as the
+            page links them.
     """
     measured = [each for each in results.values() if each["kind"] == "keys"]
     if not measured:
@@ -38,7 +39,7 @@ def keys_section(results: Mapping[str, Mapping[str, Any]]) -> str:
     lines += [*textwrap.wrap(told + _why(results), 120, break_on_hyphens=False), ""]
     for result in measured:
         if "sheet" in result:
-            lines += [f"![{result['title']}: the first prompts](../results/{result['sheet']})", ""]
+            lines += [f"![{result['title']}: the first prompts]({result['sheet']})", ""]
     return "\n".join(lines)
 
 

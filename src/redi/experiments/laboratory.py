@@ -39,7 +39,19 @@ from redi.experiments.opened import Opened
 from redi.experiments.other_keys import distance_at_value, embedded, estimates, run_by_similarity, run_to
 from redi.experiments.other_values import reuse_pictures
 from redi.experiments.paths import latents_after, starts
-from redi.experiments.sample_files import SHOWN, Samples, as_array, joined, read_samples, thumbnails, write_array
+from redi.experiments.sample_files import (
+    SHOWN,
+    Pictures,
+    Samples,
+    as_array,
+    joined,
+    read_array,
+    read_pictures,
+    read_samples,
+    reading,
+    thumbnails,
+    write_array,
+)
 from redi.experiments.sampling import CHAINED, Recording, Sampling, Scale, Solver, fingerprint
 from redi.experiments.subjects import Miniature, Subject
 from redi.experiments.wider_estimators import BANDWIDTHS
@@ -55,14 +67,6 @@ _KEPT = {"samples": "samples.npz", "diversity": "diversity.npy", "at_value": "at
 """The file of a sampling that is there when it is whole."""
 _PART, _PART_CALLS = 512, 30_000
 """Prompts that are run between two files, and calls, if one batch takes no more: what an interruption costs at most."""
-
-
-@dataclass(frozen=True, eq=False)
-class Pictures:
-    """Pictures (n, height, width, 3), 0 to 255, and the network calls (n) of each."""
-
-    pictures: NDArray[np.uint8]
-    calls: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,7 @@ class Laboratory:
             found = make(self._pipeline(recording.solver), self.base(recording, replicate))
             shown = as_array([each.image for each in found])
             write_array(path, pictures=shown, calls=np.asarray([each.report.calls for each in found], np.float64))
-        return _kept_pictures(path)
+        return read_pictures(path)
 
     def first(self, sampling: Sampling) -> Pictures:
         """Return the first pictures of the first replicate, running only these if its samples are not there."""
@@ -153,7 +157,7 @@ class Laboratory:
             prompts = list(self.prompts(0))[:SHOWN]
             pictures, calls, *_ = self._run(sampling, 0, prompts, self.noise_ids(len(prompts)))
             write_array(path, pictures=as_array(pictures), calls=np.asarray(calls, np.float64))
-        return _kept_pictures(path)
+        return read_pictures(path)
 
     def has_first(self, sampling: Sampling) -> bool:
         """Tell whether :meth:`first` would run nothing."""
@@ -171,7 +175,7 @@ class Laboratory:
             pipe = self._pipeline(sampling.solver)
             found = distance_at_value(pipe, base, prompts, self.noise_ids(len(prompts)), jump)
             write_array(path, np.asarray(found))
-        return np.asarray(np.load(path), np.float64)
+        return read_array(path)
 
     def diversity(self, sampling: Sampling, replicate: int) -> NDArray[np.float64]:
         """Return how far apart the pictures of one prompt from all noises are, for some prompts: the mean distance (n)
@@ -188,7 +192,7 @@ class Laboratory:
             apart = np.linalg.norm(features[:, :, None] - features[:, None], axis=3)
             count = self.scale.noises
             write_array(path, apart.sum((1, 2)) / (count * (count - 1)))
-        return np.asarray(np.load(path), np.float64)
+        return read_array(path)
 
     def divergence(self, recording: Recording, replicate: int, queries: int) -> Divergence:
         """Return how the replicate's first queries and their nearest entries drift apart, measuring it first."""
@@ -198,7 +202,7 @@ class Laboratory:
             base = self.base(recording, replicate)
             found = measure(self._pipeline(recording.solver), base, prompts, self.noise_ids(queries))
             write_array(path, **asdict(found))
-        with np.load(path) as kept:
+        with reading(path) as kept:
             return Divergence(**kept)
 
     def _drift(self, recording: Recording, replicate: int, queries: int) -> Path:
@@ -212,7 +216,7 @@ class Laboratory:
             pipe = self._pipeline(recording.solver)
             found = latents_after(pipe, base, prompts, self.noise_ids(len(prompts)), steps, batch_size=self.batch_size)
             write_array(path, latents=torch.stack(found).cpu().numpy())
-        with np.load(path) as kept:
+        with reading(path) as kept:
             return list(torch.from_numpy(kept["latents"]))
 
     def _route(self, route: Route, replicate: int) -> Path:
@@ -224,7 +228,7 @@ class Laboratory:
         if not path.exists():
             found = finished(self._pipeline(recording.solver), self.base(recording, replicate))
             write_array(path, latents=found.half().numpy())
-        with np.load(path) as kept:
+        with reading(path) as kept:
             return torch.from_numpy(kept["latents"])
 
     def _ends(self, recording: Recording, replicate: int) -> Path:
@@ -252,7 +256,7 @@ class Laboratory:
             while part := list(itertools.islice(some, _PART)):
                 found.append(self.subject.features(part))
             write_array(path, np.concatenate(found))
-        return Reference(np.load(path))
+        return Reference(read_array(path))
 
     def cost(self, work: Work) -> Cost:
         """Return what is still to be run of some work; of a half-built base, its rest."""
@@ -420,8 +424,3 @@ class Laboratory:
             more = (repr(BANDWIDTHS), repr(CHAINED), repr(Kriging()), repr(JITTER))
         eyes = (self.subject.eyes,) if self.subject.eyes and kind in ("samples", "going-on") else ()
         return self.folder / kind / fingerprint(what, replicate, scale, self.subject.weights, *eyes, *more)
-
-
-def _kept_pictures(path: Path) -> Pictures:
-    with np.load(path) as kept:
-        return Pictures(kept["pictures"], kept["calls"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,13 @@ def plotted(draw: Callable[[Any], None], *, size: tuple[float, float], ending: s
         buffer = BytesIO()
         figure.savefig(buffer, format=ending, metadata={"Date": None} if ending == "svg" else {"Software": None})
     return buffer.getvalue()
+
+
+def image_of(result: Mapping[str, Any], images: Path) -> Path:
+    """Return where a result's plot goes, so that no scale's plots replace another's; the name of small's, which the
+    README shows, does not say it."""
+    scale = result["scale"]["name"]
+    return images / f"results-{'' if scale == 'small' else f'{scale}-'}{result['study']}.svg"
 
 
 def write_plots(path: Path, draw: Callable[[Any], None], *, size: tuple[float, float]) -> Path:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from redi.errors import InputError
 from redi.experiments.bank_section import bank_section
@@ -18,9 +20,10 @@ from redi.experiments.defaults_section import against_fewer_steps, defaults_sect
 from redi.experiments.estimates_section import estimates_section
 from redi.experiments.figure6_section import figure6_section
 from redi.experiments.gate_section import gate_section
+from redi.experiments.kept_results import read_result
 from redi.experiments.keys_section import keys_section
 from redi.experiments.pareto_section import draw, pareto
-from redi.experiments.plots import write_plots
+from redi.experiments.plots import image_of, write_plots
 from redi.experiments.runner import EXPERIMENTS
 from redi.experiments.styles_section import styles_section
 from redi.experiments.subjects import Miniature, subject_of
@@ -63,11 +66,11 @@ def write_report(results: Path, page: Path, *, scale: str) -> str:
 
     Args:
         results: Folder that :func:`redi.experiments.runner.run_study` wrote.
-        page: The Markdown file; plots go to ``images/`` beside it.
+        page: The Markdown file; plots go to ``images/`` beside it, sheets are linked where they are.
         scale: Which results.
 
     Raises:
-        InputError: There are none, or they are of several models, extractors or references.
+        InputError: There are none, one is damaged, or they are of several scales, models, extractors or references.
     """
     files = sorted((results / scale).glob("*.json"))
     if not files:
@@ -76,7 +79,15 @@ def write_report(results: Path, page: Path, *, scale: str) -> str:
             expected="JSON files of redi experiments run",
             fix=f"redi experiments run table1 --scale {scale}",
         )
-    found = [json.loads(file.read_text()) for file in files]
+    found = [read_result(file, [*SECTIONS, "keys"]) for file in files]
+    for file, each in zip(files, found, strict=True):
+        if each["scale"]["name"] != scale:
+            raise InputError(
+                f"{file} is of the scale {each['scale']['name']}",
+                expected=f"results of {scale}, so that they compare",
+                fix=f"move it to {results / each['scale']['name']}",
+            )
+    found = [_linked(each, results, page) for each in found]
     found.sort(key=lambda each: list(EXPERIMENTS).index(each["study"]) if each["study"] in EXPERIMENTS else -1)
     by_study = {each["study"]: each for each in found}
     names = ", ".join(by_study)
@@ -89,6 +100,20 @@ def write_report(results: Path, page: Path, *, scale: str) -> str:
     text = "\n".join(parts)
     write_file(page, text.encode())
     return text
+
+
+def _linked(result: Mapping[str, Any], results: Path, page: Path) -> dict[str, Any]:
+    """Return the result with its sheets as the page links them, wherever it lies."""
+
+    def link(sheet: str) -> str:
+        return quote(Path(os.path.relpath(results / sheet, page.parent)).as_posix())
+
+    linked = dict(result)
+    if "sheet" in result:
+        linked["sheet"] = link(result["sheet"])
+    if "sheets" in result:
+        linked["sheets"] = [{**each, "file": link(each["file"])} for each in result["sheets"]]
+    return linked
 
 
 def _summary(results: Mapping[str, Mapping[str, Any]]) -> str:
@@ -132,9 +157,9 @@ def _comparison(result: Mapping[str, Any], images: Path) -> str:
         lines += [_claim(claim) for claim in result["claims"]]
         lines.append("")
     if "sheet" in result:
-        lines.append(f"![{result['title']}: the first prompts](../results/{result['sheet']})\n")
+        lines.append(f"![{result['title']}: the first prompts]({result['sheet']})\n")
     if result["plot"]:
-        image = write_plots(images / f"results-{result['study']}.svg", partial(draw, result), size=(13, 4.4))
+        image = write_plots(image_of(result, images), partial(draw, result), size=(13, 4.4))
         lines += [f"![{result['title']}](images/{image.name})\n", *pareto(result), ""]
     return "\n".join(lines)
 
@@ -218,5 +243,5 @@ SECTIONS: Mapping[str, Callable[[Mapping[str, Any], Path], str]] = {
     "figure6": figure6_section,
     "styles": styles_section,
 }
-"""By kind of result: what returns its section of the page, given the result and the folder of images; those
-of "keys" share one that stands before."""
+"""By kind of result: what returns its section of the page, given the result, with its sheets as the page links them,
+and the folder of images; those of "keys" share one that stands before."""

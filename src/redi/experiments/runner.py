@@ -24,6 +24,7 @@ from redi.experiments.breaks import run_breaks
 from redi.experiments.estimates import run_estimates
 from redi.experiments.figure6 import FIGURES, run_figure6
 from redi.experiments.gate import run_gate
+from redi.experiments.kept_results import read_result
 from redi.experiments.laboratory import Laboratory
 from redi.experiments.quality import COMPARED_CALLS, MORE_IS_BETTER, best, difference, figures
 from redi.experiments.sample_files import SHOWN, Samples
@@ -151,7 +152,7 @@ def _earlier(study: Study, laboratory: Laboratory, file: Path, only: str) -> dic
         )
     if only == "*" or not file.exists():
         return {"rows": [], "claims": [], "best": []}
-    found: dict[str, Any] = json.loads(file.read_text())
+    found = read_result(file, [study.kind])
     told = found["scale"], subject_of(found), found.get("lpips", _NO_LPIPS)
     ours = asdict(laboratory.scale), laboratory.subject.told(), _lpips(laboratory) or _NO_LPIPS
     if told != tuple(json.loads(json.dumps(ours))):

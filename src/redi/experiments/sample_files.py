@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from io import BytesIO
 from pathlib import Path
@@ -12,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from redi.errors import InputError
 from redi.results import write_file
 
 ATTRIBUTES = ("objects", "background", "style", "all")
@@ -70,8 +74,12 @@ class Samples:
 
 
 def read_samples(path: Path) -> Samples:
-    """Return what :meth:`Samples.write` wrote."""
-    with np.load(path) as kept:
+    """Return what :meth:`Samples.write` wrote.
+
+    Raises:
+        InputError: The file is damaged.
+    """
+    with reading(path) as kept:
         return Samples(
             kept["features"],
             {name: kept[f"faithful_{name}"] for name in ATTRIBUTES},
@@ -81,6 +89,24 @@ def read_samples(path: Path) -> Samples:
             float(kept["seconds"]),
             kept["shown"] if "shown" in kept else kept["pictures"][:SHOWN],
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """Pictures (n, height, width, 3), 0 to 255, and the network calls (n) of each."""
+
+    pictures: NDArray[np.uint8]
+    calls: NDArray[np.float64]
+
+
+def read_pictures(path: Path) -> Pictures:
+    """Return what :func:`write_array` wrote of a :class:`Pictures`.
+
+    Raises:
+        InputError: The file is damaged.
+    """
+    with reading(path) as kept:
+        return Pictures(kept["pictures"], kept["calls"])
 
 
 def joined(parts: Sequence[Samples]) -> Samples:
@@ -109,6 +135,35 @@ def thumbnails(pictures: Sequence[Image.Image]) -> NDArray[np.uint8]:
         copy.thumbnail((_SIDE, _SIDE), Image.Resampling.BOX)
         small.append(copy)
     return as_array(small)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[Any]:
+    """Open what :func:`write_array` wrote, the array or the arrays by name, for a body that does nothing but read them.
+
+    Raises:
+        InputError: The file is damaged, or an array is missing.
+    """
+    try:
+        found = np.load(path)
+        with nullcontext(found) if isinstance(found, np.ndarray) else found as kept:
+            yield kept
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(
+            f"{path} is damaged: {error}",
+            expected="what redi wrote, whole",
+            fix="remove it; the same command runs it again",
+        ) from error
+
+
+def read_array(path: Path) -> NDArray[np.float64]:
+    """Return the one array that :func:`write_array` wrote.
+
+    Raises:
+        InputError: The file is damaged.
+    """
+    with reading(path) as kept:
+        return np.asarray(kept, np.float64)
 
 
 def write_array(path: Path, array: NDArray[Any] | None = None, **arrays: Any) -> None:

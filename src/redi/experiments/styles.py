@@ -14,7 +14,8 @@ from PIL import Image
 
 from redi.comparison import Column
 from redi.experiments.bills import Cost, Work
-from redi.experiments.laboratory import Laboratory, Pictures
+from redi.experiments.laboratory import Laboratory
+from redi.experiments.sample_files import Pictures
 from redi.experiments.sampling import Recording, Scale, Solver
 from redi.experiments.sheets import sheet
 from redi.generating import Generation, full, stylize

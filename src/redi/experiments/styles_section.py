@@ -38,7 +38,7 @@ def styles_section(result: Mapping[str, Any], images: Path) -> str:
         "",
         *(_verdict(row) for row in result["rows"] if row["style"] == "all" and row["label"] != result["full"]),
     ]
-    return "\n".join([*lines, "", f"![Contents in styles](../results/{result['sheet']})\n"])
+    return "\n".join([*lines, "", f"![Contents in styles]({result['sheet']})\n"])
 
 
 def _cell(row: Mapping[str, Any], measure: str) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,7 +24,7 @@ from redi.miniature.drawing import draw
 from redi.miniature.evaluation import bundled_evaluator
 from redi.miniature.quality import Faithfulness, faithful
 from redi.miniature.scenes import Description, captioned_scenes, captions
-from redi.pipelines import MINIATURE, default_guidance, load_pipeline, miniature_folder
+from redi.pipelines import MINIATURE, default_guidance, load_pipeline, miniature_folder, opened
 
 _BASE_SEED, _PROMPT_SEED, _REFERENCE_SEED = 3000, 4000, 5000
 _SPARE = 32
@@ -236,8 +236,12 @@ class Coco:
 
     @cached_property
     def latent_shape(self) -> tuple[int, int, int]:
-        """As the model's network says."""
-        config = UNet2DConditionModel.load_config(self.model, subfolder="unet")
+        """As the model's network says.
+
+        Raises:
+            InputError: The model is not there or does not load.
+        """
+        config = opened(self.model, partial(UNet2DConditionModel.load_config, subfolder="unet"))
         return (config["in_channels"], config["sample_size"], config["sample_size"])
 
     def told(self) -> dict[str, str]:
@@ -273,7 +277,11 @@ class Coco:
         """
         files = sorted((self.folder / "val2014").glob("*.jpg"))[:count]
         if len(files) < count:
-            raise InputError(f"{len(files)} pictures in {self.folder / 'val2014'}", expected=f"at least {count}")
+            raise InputError(
+                f"{len(files)} pictures in {self.folder / 'val2014'}",
+                expected=f"at least {count}",
+                fix="unpack all of val2014.zip",
+            )
         for file in files:
             with Image.open(file) as picture:
                 yield _middle_square(picture.convert("RGB"))
@@ -306,7 +314,11 @@ class Coco:
 
     def _some(self, found: Sequence[str], seed: int, count: int, path: Path) -> list[str]:
         if len(found) < count:
-            raise InputError(f"{len(found)} captions that differ in {path}", expected=f"at least {count}")
+            raise InputError(
+                f"{len(found)} captions that differ in {path}",
+                expected=f"at least {count}",
+                fix="unpack annotations_trainval2014.zip again, or choose a smaller --scale",
+            )
         return [found[place] for place in np.random.default_rng(seed).permutation(len(found))[:count]]
 
 
