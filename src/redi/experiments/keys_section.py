@@ -31,7 +31,7 @@ def keys_section(results: Mapping[str, Mapping[str, Any]]) -> str:
         return ""
     lines = ["## Where the best key lies", "", *textwrap.wrap(_HEAD, 120, break_on_hyphens=False), ""]
     for result in measured:
-        lines += [*_table(result), ""]
+        lines += [f"{result['title']}; the run in full is {result['full']}.", "", *_table(result), ""]
     counts = {name: _counted(measured, late=late) for late, name in ((True, "later"), (False, "first"))}
     told = f"The latest key is, against the earliest, {counts['later']}."
     if counts["first"]:
