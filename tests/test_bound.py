@@ -56,6 +56,15 @@ def test_the_distance_at_the_key_is_that_of_the_search_and_two_prompts_drift_apa
         assert found.apart[0, place] == pytest.approx(nearest, rel=1e-2), "up to the base's float16"
 
 
+def test_the_networks_are_as_before(laboratory: Laboratory, results: Path) -> None:
+    network = Laboratory(laboratory.folder, TINY, "cpu")._pipeline(RECORDING.solver).unet
+    shared = laboratory._pipeline(RECORDING.solver).unet
+    assert {type(each) for each in shared.attn_processors.values()} == {
+        type(each) for each in network.attn_processors.values()
+    }
+    assert all(each.requires_grad for each in shared.parameters())
+
+
 def _stop_after(steps: int):  # type: ignore[no-untyped-def]
     """Return a callback that holds the latents of a step to the end of the run."""
     kept = {}

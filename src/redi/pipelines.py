@@ -39,6 +39,10 @@ class SchedulerChoice:
         """The class."""
         return getattr(import_module("diffusers"), self.class_name)
 
+    def made_from(self, config: Any) -> Any:
+        """Return the scheduler, made from the config of the model's own."""
+        return self.kind.from_config(config, **self.settings)
+
 
 SCHEDULERS: Mapping[str, SchedulerChoice] = {
     "pndm": SchedulerChoice("PNDMScheduler", {"skip_prk_steps": True}),
@@ -78,8 +82,7 @@ def load_pipeline(
         raise InputError(f"dtype {dtype!r}", expected=f"one of {', '.join(DTYPES)}")
     pipe = _loaded(model, dtype)
     if scheduler is not None:
-        choice = SCHEDULERS[scheduler]
-        pipe.scheduler = choice.kind.from_config(pipe.scheduler.config, **choice.settings)
+        pipe.scheduler = SCHEDULERS[scheduler].made_from(pipe.scheduler.config)
     return _placed(pipe, device)
 
 

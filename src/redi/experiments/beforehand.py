@@ -8,7 +8,7 @@ from pathlib import Path
 from redi.experiments.laboratory import Laboratory
 from redi.results import check_folder
 
-WITHOUT_PICTURES = ("styles", "bound", "gate", "breaks")
+_WITHOUT_PICTURES = ("styles", "bound", "gate", "breaks")
 """Experiments that compare with no real pictures."""
 
 
@@ -28,5 +28,5 @@ def check(name: str, laboratory: Laboratory, results: Path) -> None:
     subject, scale = laboratory.subject, laboratory.scale
     subject.base_prompts(0, scale.entries, True)  # as many in every replicate
     subject.prompts(0, scale.prompts)
-    if name not in WITHOUT_PICTURES:
+    if name not in _WITHOUT_PICTURES:
         next(iter(subject.reference(scale.reference)))

@@ -53,7 +53,7 @@ def run_breaks(
     Returns:
         What the JSON file holds.
     """
-    scale, samplings, of_others = laboratory.scale, ways(recording), own(recording)
+    scale, samplings, of_others = laboratory.scale, _ways(recording), own(recording)
     tell(f"breaks: at most {laboratory.bill(work(scale, recording))}")
     panels: dict[str, dict[str, list[Outcome]]] = {}
     for replicate in range(scale.replicates):
@@ -94,10 +94,10 @@ def work(scale: Scale, recording: Recording) -> Work:
     """Return what the study runs, at most."""
     route = Route(recording.solver, recording.key_steps[-1:])
     others = {"breaks": _rest(scale, own(recording))}
-    return Work(tuple(ways(recording).values()), recordings=(recording,), routes=(route,), others=others)
+    return Work(tuple(_ways(recording).values()), recordings=(recording,), routes=(route,), others=others)
 
 
-def ways(recording: Recording) -> dict[str, Sampling]:
+def _ways(recording: Recording) -> dict[str, Sampling]:
     """Return the run in full, the jump for all and the jump with the default gate."""
     solver, key_step = recording.solver, recording.key_steps[-1]
     return {

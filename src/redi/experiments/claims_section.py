@@ -231,7 +231,7 @@ def _why(results: Results) -> list[str]:
                 f"faithful with {_FEW} calls, {full['label']} {full['faithfulness']['value']:.1%} with "
                 f"{full['calls']:.0f}."
             )
-    return ["Where it doesn't, these say why:", "", *(f"- {each}" for each in said)] if said else []
+    return ["Beside that:", "", *(f"- {each}" for each in said)] if said else []
 
 
 _CLAIMS: tuple[tuple[str, Callable[[Mapping[str, Any]], list[Cells]]], ...] = (

@@ -118,12 +118,13 @@ def against_fewer_steps(results: Results) -> str:
         for verdict, said in (("better", "ahead"), ("no difference", "even"), ("worse", "behind")):
             calls = [e["calls"] for e in found if (e["measure"], e["verdict"]) == (measure, verdict)]
             counts += [f"{said} with {listed(calls)}"] if calls else []
-        told.append(f"in {name} it is {', '.join(counts)} calls")
+        told.append(f"in {name} it is {', '.join(counts)} calls" if counts else f"in {name} it was not compared")
     short = [
         e["calls"] for e in found if (e["measure"], e["rival_against_full"]["verdict"]) == ("faithfulness", "worse")
     ]
     told_short = f"with {listed(short)} calls only" if short else "with none of these numbers of calls"
-    room = ", so that elsewhere nothing can be clearly better" if len(short) < len({e["calls"] for e in found}) else ""
+    won = any((e["measure"], e["verdict"]) == ("faithfulness", "better") for e in found)
+    room = "" if won or len(short) == len({e["calls"] for e in found}) else ", so that elsewhere little can be won"
     return (
         f"the best jump against the best solver alone with as many calls, on the same pictures: {'; '.join(told)} "
         "(even: the interval of the difference holds zero). Where it is behind, fewer steps of a well-spaced solver "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,16 +60,30 @@ def measure(
     """
     if pipe.scheduler.config.prediction_type != "epsilon":
         raise InputError(f"a network that predicts {pipe.scheduler.config.prediction_type}", expected="epsilon")
-    pipe.unet.set_attn_processor(AttnProcessor())  # fused attention has no forward-mode derivative
-    pipe.unet.requires_grad_(False)
-    found = [
-        _measure(pipe, base, prompts[start : start + _BATCH], noise_ids[start : start + _BATCH], iterations)
-        for start in range(0, len(prompts), _BATCH)
-    ]
+    with _differentiable(pipe.unet):
+        found = [
+            _measure(pipe, base, prompts[start : start + _BATCH], noise_ids[start : start + _BATCH], iterations)
+            for start in range(0, len(prompts), _BATCH)
+        ]
     apart, rates, gaps = (
         np.concatenate([getattr(each, name) for each in found], axis=1) for name in ("apart", "rates", "gaps")
     )
     return Divergence(apart, rates, gaps, found[0].clock)
+
+
+@contextmanager
+def _differentiable(network: Any) -> Iterator[None]:
+    """Let a network have forward-mode derivatives; afterwards it is as it was."""
+    processors = network.attn_processors
+    trained = [each for each in network.parameters() if each.requires_grad]
+    network.set_attn_processor(AttnProcessor())  # fused attention has none
+    network.requires_grad_(False)
+    try:
+        yield
+    finally:
+        network.set_attn_processor(processors)
+        for each in trained:
+            each.requires_grad_(True)
 
 
 def _measure(

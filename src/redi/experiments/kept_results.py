@@ -10,7 +10,7 @@ from typing import Any
 from redi.errors import InputError
 
 _OF_ALL = {"study": str, "kind": str, "scale": dict, "versions": dict}
-_ROWS = {"comparison": {"rows": list, "claims": list}, "keys": {"rows": list, "claims": list}}
+_ROWS = {kind: {"rows": list, "claims": list} for kind in ("comparison", "keys")}
 """What a result has besides, of the kinds of which rows are kept when others are run again."""
 
 

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from redi.experiments.earlier_rules import earlier_rules
 from redi.experiments.pareto_section import TOLD
 from redi.experiments.quality import Row
 from redi.experiments.sampling import Solver
@@ -13,10 +14,10 @@ from redi.experiments.sampling import Solver
 _WORDS = {"better": "better", "no difference": "even", "worse": "worse"}
 _HEAD = (
     "Jumps of one base over as many steps, so for as many calls, that differ in their key alone. Cells: Frechet, "
-    "faithful, distance from full. *After 0* is no key: the prompts' embeddings find and weigh entries, and no step "
-    "is run before the jump. The last columns compare on the same prompts, in these three measures: *even* is where "
-    "the interval of the difference holds zero."
+    "faithful, distance from full. {none}The last columns compare on the same prompts, in these three measures: *even* "
+    "is where the interval of the difference holds zero."
 )
+_NONE = "*After 0* is no key: the prompts' embeddings find and weigh entries, and no step is run before the jump. "
 
 
 def keys_section(results: Mapping[str, Mapping[str, Any]]) -> str:
@@ -29,9 +30,16 @@ def keys_section(results: Mapping[str, Mapping[str, Any]]) -> str:
     measured = [each for each in results.values() if each["kind"] == "keys"]
     if not measured:
         return ""
-    lines = ["## Where the best key lies", "", *textwrap.wrap(_HEAD, 120, break_on_hyphens=False), ""]
+    jumps = [row["sampling"]["jump"] for each in measured for row in each["rows"]]
+    head = _HEAD.format(none=_NONE if any(jump and not jump["key_step"] for jump in jumps) else "")
+    lines = ["## Where the best key lies", "", *textwrap.wrap(head, 120, break_on_hyphens=False), ""]
     for result in measured:
-        lines += [f"{result['title']}; the run in full is {result['full']}.", "", *_table(result), ""]
+        scale = result["scale"]
+        told = (
+            f"{result['title']}: {scale['replicates']} banks of {scale['noises']} noises, {scale['entries']} entries "
+            f"in all and {scale['prompts']} held-out prompts each; the run in full is {result['full']}."
+        )
+        lines += [told, "", *_table(result), "", *earlier_rules(result)]
     counts = {name: _counted(measured, late=late) for late, name in ((True, "later"), (False, "first"))}
     told = f"The latest key is, against the earliest, {counts['later']}."
     if counts["first"]:

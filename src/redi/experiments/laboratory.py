@@ -146,23 +146,9 @@ class Laboratory:
             write_array(path, pictures=shown, calls=np.asarray([each.report.calls for each in found], np.float64))
         return read_pictures(path)
 
-    def first(self, sampling: Sampling) -> Pictures:
-        """Return the first pictures of the first replicate, running only these if its samples are not there."""
-        path = self._file("samples", sampling, 0)
-        if path.exists():
-            found = read_samples(path)
-            return Pictures(found.shown, found.calls[:SHOWN])
-        path = path.with_name("first.npz")
-        if not path.exists():
-            prompts = list(self.prompts(0))[:SHOWN]
-            pictures, calls, *_ = self._run(sampling, 0, prompts, self.noise_ids(len(prompts)))
-            write_array(path, pictures=as_array(pictures), calls=np.asarray(calls, np.float64))
-        return read_pictures(path)
-
-    def has_first(self, sampling: Sampling) -> bool:
-        """Tell whether :meth:`first` would run nothing."""
-        path = self._file("samples", sampling, 0)
-        return path.exists() or path.with_name("first.npz").exists()
+    def has(self, sampling: Sampling) -> bool:
+        """Tell whether the first replicate's samples are there."""
+        return self._file("samples", sampling, 0).exists()
 
     def at_value(self, sampling: Sampling, replicate: int) -> NDArray[np.float64]:
         """Return each prompt's distance (n) between the x_v that a jump goes to and that of its run in full."""
@@ -232,7 +218,7 @@ class Laboratory:
             return torch.from_numpy(kept["latents"])
 
     def _ends(self, recording: Recording, replicate: int) -> Path:
-        return self._folder("ends", recording, replicate) / "ends.npz"
+        return self._folder("ends", recording, replicate) / f"{CHAINED}.npz"
 
     def prompts(self, replicate: int) -> Mapping[str, Any]:
         """Return a replicate's held-out prompts and what they ask for."""
@@ -331,9 +317,8 @@ class Laboratory:
             nonlocal counted
             counted += 1
 
-        hook = pipe.unet.register_forward_pre_hook(count)
         started = time.perf_counter()
-        with quiet(pipe), torch.inference_mode():
+        with pipe.unet.register_forward_pre_hook(count), quiet(pipe), torch.inference_mode():
             for start in tqdm(range(0, len(prompts), self.batch_size), desc=sampling.label, unit="batch"):
                 batch = slice(start, start + self.batch_size)
                 counted = 0
@@ -345,7 +330,6 @@ class Laboratory:
                     latents=starts(pipe, noises, noise_ids[batch]),
                 ).images
                 calls += [counted] * len(prompts[batch])
-        hook.remove()
         return pictures, calls, [False] * len(prompts), time.perf_counter() - started
 
     def _looked_at(

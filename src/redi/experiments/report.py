@@ -17,6 +17,7 @@ from redi.experiments.bound_section import bound_section
 from redi.experiments.breaks_section import breaks_section
 from redi.experiments.claims_section import NAMES, claims_section
 from redi.experiments.defaults_section import against_fewer_steps, defaults_section
+from redi.experiments.earlier_rules import earlier_rules
 from redi.experiments.estimates_section import estimates_section
 from redi.experiments.figure6_section import figure6_section
 from redi.experiments.gate_section import gate_section
@@ -28,7 +29,6 @@ from redi.experiments.runner import EXPERIMENTS
 from redi.experiments.styles_section import styles_section
 from redi.experiments.subjects import Miniature, subject_of
 from redi.results import write_file
-from redi.retrieval.weights import COMBINERS
 
 _NOTHING = "—"
 _HEAD = """# Results
@@ -36,7 +36,7 @@ _HEAD = """# Results
 Written by `redi experiments report` from `results/`; no number here is typed. `redi experiments run <name>` makes them
 again: {names}. `redi experiments rate` lets people judge pairs of pictures themselves.
 
-{summary}Everything is of {model}, held-out prompts, several noise banks. *Frechet* is the Frechet distance to
+{summary}Everything is of {model}, held-out prompts, over noise banks. *Frechet* is the Frechet distance to
 {reference} in the features of {extractor} (resized: {resize}), *faithful* {score},
 *from full* the mean distance of these features to the run in full from the same noise,
 *pixels* the root mean square of their difference, of 1, *diversity* the mean distance
@@ -50,15 +50,15 @@ bootstrap intervals over prompts; noises are not resampled.
 the latents after 5 steps (the key) to an estimate of those after 15 (x_v), which the weights make of the H nearest
 entries of the base: *least-squares* as in the paper, *kriging* as the library does.
 
-What differs from the paper: {differs}the noise. The paper draws one for each entry; here a base's entries share a few,
-as many of each, and a prompt looks at those of its own, because entries of other noises tell next to nothing (*of other
-noises*, in the section on banks).
+What differs from the paper: {differs}the noise. The paper draws one for each entry; here a base's entries share those
+of a bank, as many of each, and a prompt looks at the entries of its own{alien}.
 """
 _MODEL = (
     "the model (its Stable Diffusion 1.5 on COCO, in Inception's features of 4,000 pictures; Frechet distances in "
     "other features, or of other numbers of pictures, do not compare), the base (its 82,000 entries), and "
 )
 """What differs besides, of the bundled model."""
+_OTHER = "the model, the features, the pictures and the base where they are not its own, and "
 
 
 def write_report(results: Path, page: Path, *, scale: str) -> str:
@@ -92,8 +92,9 @@ def write_report(results: Path, page: Path, *, scale: str) -> str:
     by_study = {each["study"]: each for each in found}
     names = ", ".join(by_study)
     subject = _subject(found, results / scale)
-    differs = _MODEL if subject["model"] == Miniature().told()["model"] else ""
-    head = _HEAD.format(names=names, summary=_summary(by_study), differs=differs, nothing=_NOTHING, **subject)
+    differs = _MODEL if subject["model"] == Miniature().told()["model"] else _OTHER
+    summary, alien = _summary(by_study), _of_other_noises(by_study)
+    head = _HEAD.format(names=names, summary=summary, differs=differs, alien=alien, nothing=_NOTHING, **subject)
     parts = ["\n\n".join(textwrap.fill(each, 120, break_on_hyphens=False) for each in head.split("\n\n")) + "\n"]
     parts += filter(None, [claims_section(by_study), defaults_section(by_study), keys_section(by_study)])
     parts += [SECTIONS[each["kind"]](each, page.parent / "images") for each in found if each["kind"] != "keys"]
@@ -119,6 +120,12 @@ def _linked(result: Mapping[str, Any], results: Path, page: Path) -> dict[str, A
 def _summary(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the one paragraph that a reader needs, where rivals were measured."""
     return f"In short: {against_fewer_steps(results)}.\n\n" if "rivals" in results else ""
+
+
+def _of_other_noises(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return why entries of other noises are not looked at, where it was measured."""
+    losses = [row["loss"]["value"] for row in results.get("bank", {"rows": []})["rows"] if row["alien"]]
+    return f" (those of other noises leave {losses[0]:.0%} of x_v's distance to the mean)" if losses else ""
 
 
 def _subject(found: Sequence[Mapping[str, Any]], folder: Path) -> Mapping[str, str]:
@@ -151,7 +158,7 @@ def _comparison(result: Mapping[str, Any], images: Path) -> str:
     if any("lpips" in row for row in result["rows"]):
         where = "of pictures of at most 64 pixels a side"
         lines += [f"*LPIPS* is the mean to the run in full, {where}, by {result['lpips']}.", ""]
-    lines += _earlier_rules(result)
+    lines += earlier_rules(result)
     if result["claims"]:
         lines += ["| claim | difference | verdict |", "| --- | --- | --- |"]
         lines += [_claim(claim) for claim in result["claims"]]
@@ -162,22 +169,6 @@ def _comparison(result: Mapping[str, Any], images: Path) -> str:
         image = write_plots(image_of(result, images), partial(draw, result), size=(13, 4.4))
         lines += [f"![{result['title']}](images/{image.name})\n", *pareto(result), ""]
     return "\n".join(lines)
-
-
-def _earlier_rules(result: Mapping[str, Any]) -> list[str]:
-    """Return a warning for each rule of weights whose constants have changed since some of its rows were made."""
-    lines = []
-    for name, combiner in sorted(COMBINERS.items()):
-        rows = [row for row in result["rows"] if (row["sampling"]["jump"] or {}).get("weights") == name]
-        today = repr(combiner())
-        # Results from before rows told their rule: only kriging's has changed since.
-        old = [row for row in rows if row.get("rule", "" if name == "kriging" else today) != today]
-        if old:
-            which = "The rows" if len(old) == len(rows) else f"{len(old)} of the {len(rows)} rows"
-            then = ", ".join(dict.fromkeys(row.get("rule") or "earlier constants" for row in old))
-            those = "" if len(old) == len(rows) else f": {', '.join(row['label'] for row in old)}"
-            lines += [f"*{which} of {name} are of {then}, not of today's `{today}`{those}.*", ""]
-    return lines
 
 
 def _table(result: Mapping[str, Any]) -> list[str]:

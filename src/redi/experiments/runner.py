@@ -101,7 +101,7 @@ def run_study(
         rows.append({"label": sampling.label, "sampling": asdict(sampling), **rule, **found})
         told = (f"{name} {found[name]['value']:.3f}" for name in COMPARED if name in found)
         tell(f"{sampling.label}: {found['calls']:.1f} calls, {', '.join(told)}")
-    known = [told for told in earlier["best"] if {told["ours"], told["rival"]} <= kept.keys()]
+    known = [told for told in earlier.get("best", []) if {told["ours"], told["rival"]} <= kept.keys()]
     result = {
         "study": study.name,
         "kind": study.kind,
@@ -123,7 +123,7 @@ def run_study(
         "plot": study.plot,
     }
     shown, picture = _shown(study, rows), file.with_suffix(".png")
-    if only == "*" or all(map(laboratory.has_first, shown)):
+    if only == "*" or all(map(laboratory.has, shown)):
         write_picture(picture, _sheet(study, laboratory, shown))
     if picture.exists():
         result["sheet"] = f"{scale.name}/{picture.name}"
@@ -260,11 +260,11 @@ def _shown(study: Study, rows: list[dict[str, Any]]) -> list[Sampling]:
 def _sheet(study: Study, laboratory: Laboratory, shown: list[Sampling]) -> Image.Image:
     """Return the first prompts' pictures, one row per sampling."""
     prompts = list(laboratory.prompts(0))[:SHOWN]
-    made = {each.label: laboratory.first(each) for each in shown}
+    made = {each.label: laboratory.sample(each, 0) for each in shown}
     columns = [
         Column(
             prompt,
-            tuple(Image.fromarray(each.pictures[place]) for each in made.values()),
+            tuple(Image.fromarray(each.shown[place]) for each in made.values()),
             tuple(f"{each.calls[place]:.0f} calls" for each in made.values()),
         )
         for place, prompt in enumerate(prompts)

@@ -68,8 +68,8 @@ class Subject(Protocol):
         """Return what results say of it: model, extractor, resize, reference and score, in words."""
         ...
 
-    def pipeline(self, scheduler: str, device: str | None) -> Any:
-        """Open the model's pipeline."""
+    def pipeline(self, device: str | None) -> Any:
+        """Open the model's pipeline, with its own scheduler."""
         ...
 
     def base_prompts(self, replicate: int, count: int, styles: bool) -> list[str]:
@@ -141,9 +141,9 @@ class Miniature:
             "score": "the share of pictures in which redi's own evaluator finds everything that the prompt says",
         }
 
-    def pipeline(self, scheduler: str, device: str | None) -> Any:
+    def pipeline(self, device: str | None) -> Any:
         """Open the bundled pipeline."""
-        return load_pipeline(MINIATURE, scheduler=scheduler, device=device)
+        return load_pipeline(MINIATURE, device=device)
 
     def base_prompts(self, replicate: int, count: int, styles: bool) -> list[str]:
         """Return captions of the training half."""
@@ -254,9 +254,9 @@ class Coco:
             "score": f"the CLIP score (mean cosine of {self.scorer.name} and the prompt's, in per cent)",
         }
 
-    def pipeline(self, scheduler: str, device: str | None) -> Any:
+    def pipeline(self, device: str | None) -> Any:
         """Open the pipeline, without its safety checker: that would blacken pictures behind the measures' back."""
-        pipe = load_pipeline(self.model, scheduler=scheduler, dtype=self.dtype, device=device)
+        pipe = load_pipeline(self.model, dtype=self.dtype, device=device)
         if getattr(pipe, "safety_checker", None) is not None:
             pipe.safety_checker = None
         return pipe
