@@ -89,24 +89,17 @@ def test_keys_are_compared_by_pairs_of_as_many_calls() -> None:
         for (ours, rival), each in verdicts.items()
         for measure, verdict in zip(("frechet", "faithfulness", "closeness"), each, strict=True)
     ]
-    page = keys_section(
-        {
-            "keys": {
-                "kind": "keys",
-                "title": "T",
-                "full": "dpm-8",
-                "rows": [ROWS[0], none, first, last],
-                "claims": claims,
-            }
-        }
-    )
+    scale = {"replicates": 3, "noises": 4, "entries": 2000, "prompts": 200}
+    rows = [ROWS[0], none, first, last]
+    result = {"kind": "keys", "title": "T", "full": "dpm-8", "scale": scale, "rows": rows, "claims": claims}
+    page = keys_section({"keys": result})
     (line,) = (each for each in page.splitlines() if each.startswith("| dpm-9 |"))
     assert line == (
         "| dpm-9 | 6 | 3.00, 80.0%, 3.00 | 2.75, 79.0%, 2.75 | 2.25, 77.0%, 2.25 "
         "| even, worse, better | better, better, better |"
     )
     text = page.replace("\n", " ")
-    assert "T; the run in full is dpm-8." in page
+    assert "2000 entries in all and 200 held-out prompts each; the run in full is dpm-8." in page
     assert "against the earliest, in Frechet better 0, even 1, worse 0; in faithful better 0, even 0, worse 1;" in text
     assert "against none, in Frechet better 1, even 0, worse 0;" in text
     assert keys_section({"rivals": {"kind": "comparison", "rows": ROWS}}) == ""

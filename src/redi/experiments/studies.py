@@ -324,5 +324,6 @@ def _no_worse(rival: Sampling, *each: Sampling) -> tuple[Claim, ...]:
 
 
 STUDIES: Mapping[str, Study] = {
-    each.name: each for each in (table1(), table2(), table3(), rivals(), keys(), chains(), variants(), smaller())
+    each.name: each
+    for each in (table1(), table2(), table3(), rivals(), keys(), keys_pndm(), chains(), variants(), smaller())
 }
