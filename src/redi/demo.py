@@ -198,6 +198,6 @@ def _comparison(outcomes: Sequence[Outcome], made: Sequence[Sequence[Generation]
 
 def _note(each: Generation) -> str:
     calls = f"{each.report.calls} calls"
-    distance = f", nearest at {each.report.neighbors[0].distance:.3g}" if each.report.neighbors else ""
+    distance = f", nearest {each.report.neighbors[0].distance:.3g}" if each.report.neighbors else ""
     abstained = each.report.neighbors and not each.report.jumped
     return f"{calls}{distance}" + (", abstained" if abstained else "")
