@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from redi.experiments.plots import image_of, write_plots
+from redi.experiments.plots import bars, image_of, write_plots
 
 _READABLE = 1e5
 """Entries from which a count is told by its power of ten."""
@@ -72,8 +72,9 @@ def _draw(result: Mapping[str, Any], figure: Any) -> None:
         label = f"{noises} noise{'s' if noises > 1 else ''}"
         axes[0].plot(counts, [row["loss"]["value"] for row in own], "o-", label=label)
         told = [row["faithfulness"] for row in own]
-        bars = [[e["value"] - e["low"] for e in told], [e["high"] - e["value"] for e in told]]
-        axes[1].errorbar(counts, [e["value"] for e in told], bars, marker="o", elinewidth=0.6, capsize=2, label=label)
+        axes[1].errorbar(
+            counts, [e["value"] for e in told], bars(told), marker="o", elinewidth=0.6, capsize=2, label=label
+        )
     counts = sorted({row["entries"] for row in rows})
     rule = result["fit"]
     axes[0].plot(counts, [rule["a"] * count ** -rule["b"]["value"] for count in counts], "k--", label="rule")

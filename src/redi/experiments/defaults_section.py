@@ -191,11 +191,7 @@ _LINES: tuple[tuple[str, tuple[str, ...], Callable[[Results], str]], ...] = (
     (f"Weights: {DEFAULT_WEIGHTS}, not least squares.", ("table1", "table2"), _weights),
     (f"Neighbours: {combiner(DEFAULT_WEIGHTS).default_neighbors}.", ("estimates",), _neighbors),
     ("Key: the trajectory, not the text, after few steps.", ("table3", "rivals"), _key),
-    (
-        "Value step: a little after the key.",
-        ("table2",),
-        _value_step,
-    ),
+    ("Value step: a little after the key.", ("table2",), _value_step),
     ("Schedule: a short one.", ("rivals", "table2"), _schedule),
     ("Against fewer steps:", ("rivals",), against_fewer_steps),
     ("Gate.", ("gate",), _gate),

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from redi.experiments.plots import image_of, write_plots
+from redi.experiments.plots import bars, image_of, write_plots
 
 _Row = Mapping[str, Any]
 _MEASURES = {
@@ -107,11 +107,10 @@ def _draw(result: Mapping[str, Any], figure: Any) -> None:
             own = [row for row in rows if row["neighbors"] == count]
             for axis, measure in zip(column, measures, strict=True):
                 found = [row[measure] for row in own]
-                bars = [[e["value"] - e["low"] for e in found], [e["high"] - e["value"] for e in found]]
                 axis.errorbar(
                     [axis_of(row) for row in own],
                     [each["value"] for each in found],
-                    yerr=None if measure == "frechet" else bars,
+                    yerr=None if measure == "frechet" else bars(found),
                     label=f"H={count}",
                     marker=".",
                     linewidth=1,

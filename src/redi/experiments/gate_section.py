@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from redi.experiments.plots import image_of, write_plots
+from redi.experiments.plots import bars, image_of, write_plots
 
 
 def gate_section(result: Mapping[str, Any], images: Path) -> str:
@@ -72,7 +72,7 @@ def _draw(result: Mapping[str, Any], figure: Any) -> None:
     promises, fixed = result["promises"], result["fixed"]
     over_calls, kept = figure.subplots(1, 2)
     told = [row["loss"] for row in promises]
-    spread = [[e["value"] - e["low"] for e in told], [e["high"] - e["value"] for e in told]]
+    spread = bars(told)
     means = [each["value"] for each in told]
     over_calls.errorbar([row["calls"] for row in promises], means, spread, marker="o", capsize=2, label="calibrated")
     calls = [each["calls"] for each in fixed]

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from redi.experiments.earlier_rules import earlier_rules
-from redi.experiments.pareto_section import TOLD
+from redi.experiments.pareto_section import TOLD, VERDICTS
 from redi.experiments.quality import Row
 from redi.experiments.sampling import Solver
 
-_WORDS = {"better": "better", "no difference": "even", "worse": "worse"}
 _HEAD = (
     "Jumps of one base over as many steps, so for as many calls, that differ in their key alone. Cells: Frechet, "
     "faithful, distance from full. {none}The last columns compare on the same prompts, in these three measures: *even* "
@@ -68,7 +67,7 @@ def _table(result: Mapping[str, Any]) -> list[str]:
         verdicts = [_verdicts(result, rows[steps[-1]], rows[steps[0]])]
         verdicts.append(_verdicts(result, rows[steps[0]], rows[0]) if 0 in rows else [])
         cells = [_cell(rows[key]) if key in rows else "" for key in keys]
-        cells += [", ".join(_WORDS[each] for each in told) for told in verdicts]
+        cells += [", ".join(VERDICTS[each] for each in told) for told in verdicts]
         lines.append(f"| {base} | {rows[steps[0]]['calls']:.0f} | {' | '.join(cells)} |")
     return lines
 
@@ -91,7 +90,7 @@ def _counted(results: Sequence[Mapping[str, Any]], *, late: bool) -> str:
         if _has_key(result, claim["rival"]) == late
     ]
     return "; ".join(
-        f"in {name} " + ", ".join(f"{word} {claims.count((measure, verdict))}" for verdict, word in _WORDS.items())
+        f"in {name} " + ", ".join(f"{word} {claims.count((measure, verdict))}" for verdict, word in VERDICTS.items())
         for measure, name, _ in TOLD
         if claims
     )
@@ -118,6 +117,6 @@ def _why(results: Mapping[str, Mapping[str, Any]]) -> str:
     told = ", ".join(f"{error:.3f} after {key}" for (key, step), error in sorted(of.items()) if step == value)
     return (
         f" What a key tells, with shared noise: of x_v at {value}, the default leaves {told} (of what the noise's mean "
-        "leaves). For as many calls a later key goes "
-        "to a later value, and fewer steps are left to draw what the jump has lost."
+        "leaves). For as many calls a later key goes to a later value, and fewer steps are left to draw what the jump "
+        "has lost."
     )

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from redi.experiments.plots import bars
 from redi.experiments.quality import COMPARED_CALLS, MORE_IS_BETTER, Row, best, loss
 from redi.experiments.sampling import settings_told
 
 TOLD = (("frechet", "Frechet", ".2f"), ("faithfulness", "faithful", ".1%"), ("closeness", "from full", ".2f"))
 """Measures that are told together, what tables call each, and its form."""
 REACHED, _GOAL = (6, 8, 10), 8
-_VERDICTS = {"no difference": "even"}
+VERDICTS = {"better": "better", "no difference": "even", "worse": "worse"}
+"""How a jump is against what it is compared with, by the verdict of a claim."""
 _PLOTTED = (2, 3, 4, 5, 6, 7, 8, 10, 15, 25, 50)  # 9 calls are Heun's alone
 _KINDS = (
     (False, "best solver alone", "a solver alone, in one spacing", "black", "0.8"),
@@ -42,7 +44,7 @@ def pareto(result: Mapping[str, Any]) -> list[str]:
         for measure, _, form in TOLD:
             verdict = found.get((calls, measure), "")
             cells += [_told(best(rows, measure, calls, jumps=jumps), measure, form) for jumps in (False, True)]
-            cells.append(_VERDICTS.get(verdict, verdict))
+            cells.append(VERDICTS.get(verdict, verdict))
         lines.append(f"| {calls} | {' | '.join(cells)} |")
     lines += [
         "",
@@ -127,7 +129,7 @@ def draw(result: Mapping[str, Any], figure: Any) -> None:
             axis.errorbar(
                 [row["calls"] * 1.01**jumps for row in found],
                 [each["value"] for each in told],
-                yerr=[[e["value"] - e["low"] for e in told], [e["high"] - e["value"] for e in told]],
+                yerr=bars(told),
                 color=color,
                 label=of_best,
                 marker="o",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -41,3 +41,8 @@ def write_plots(path: Path, draw: Callable[[Any], None], *, size: tuple[float, f
     for ending in ("svg", "png"):
         write_file(path.with_suffix(f".{ending}"), plotted(draw, size=size, ending=ending))
     return path
+
+
+def bars(found: Sequence[Mapping[str, float]]) -> list[list[float]]:
+    """Return how far below and above their values the intervals (n) reach, as ``errorbar`` takes them: (2, n)."""
+    return [[each["value"] - each["low"] for each in found], [each["high"] - each["value"] for each in found]]
