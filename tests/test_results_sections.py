@@ -99,7 +99,7 @@ def test_keys_are_compared_by_pairs_of_as_many_calls() -> None:
         "| even, worse, better | better, better, better |"
     )
     text = page.replace("\n", " ")
-    assert "2000 entries in all and 200 held-out prompts each; the run in full is dpm-8." in page
+    assert "2000 entries and 200 held-out prompts; the run in full is dpm-8." in page
     assert "against the earliest, in Frechet better 0, even 1, worse 0; in faithful better 0, even 0, worse 1;" in text
     assert "against none, in Frechet better 1, even 0, worse 0;" in text
     assert keys_section({"rivals": {"kind": "comparison", "rows": ROWS}}) == ""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from redi.experiments.plots import bars, image_of, write_plots
+from redi.experiments.wording import interval
 
 _READABLE = 1e5
 """Entries from which a count is told by its power of ten."""
@@ -32,10 +33,10 @@ def bank_section(result: Mapping[str, Any], images: Path) -> str:
         cells = (
             f"{row['noises']}",
             f"{row['entries']} of other noises" if row["alien"] else f"{row['entries']}",
-            _interval(row["nearest"], ".1f"),
-            _interval(row["loss"], ".3f"),
-            _interval(row["faithfulness"], ".1%"),
-            _interval(row["closeness"], ".2f"),
+            interval(row["nearest"], ".1f"),
+            interval(row["loss"], ".3f"),
+            interval(row["faithfulness"], ".1%"),
+            interval(row["closeness"], ".2f"),
         )
         lines.append(f"| {' | '.join(cells)} |")
     needed = "; ".join(f"{loss}: {_entries(found)}" for loss, found in rule["needed"].items())
@@ -52,14 +53,10 @@ def _most(result: Mapping[str, Any]) -> int:
     return max(int(row["entries"]) for row in result["rows"] if not row["alien"])
 
 
-def _interval(found: Mapping[str, float], form: str) -> str:
-    return f"{found['value']:{form}} [{found['low']:{form}}, {found['high']:{form}}]"
-
-
 def _entries(found: Mapping[str, float]) -> str:
     if found["high"] < 1:
         return "fewer than one"
-    return _interval(found, ".0f" if found["high"] < _READABLE else ".0e")
+    return interval(found, ".0f" if found["high"] < _READABLE else ".0e")
 
 
 def _draw(result: Mapping[str, Any], figure: Any) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from redi.experiments.plots import image_of, write_plots
+from redi.experiments.wording import interval
 
 BOUND = "L of each step, and mu"
 """The predictor that is the whole bound."""
@@ -40,7 +41,7 @@ def bound_section(result: Mapping[str, Any], images: Path) -> str:
         "| ---: | --- | ---: | ---: | ---: | ---: |",
     ]
     for row in result["rows"]:
-        said, gain = ("{value:.2f} [{low:.2f}, {high:.2f}]".format(**row[name]) for name in ("correlation", "gain"))
+        said, gain = (interval(row[name], ".2f") for name in ("correlation", "gain"))
         cells = (row["value_step"], row["predictor"], said, gain, f"{row['ratio']:.3g}", f"{row['broken']:.0%}")
         lines.append(f"| {' | '.join(map(str, cells))} |")
     lines += ["", *_verdict(result["rows"])]

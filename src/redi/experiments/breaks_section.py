@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from redi.experiments.wording import interval
+
 
 def breaks_section(result: Mapping[str, Any], images: Path) -> str:
     """Return the section; its sheet lies with the results."""
@@ -32,9 +34,9 @@ def breaks_section(result: Mapping[str, Any], images: Path) -> str:
             f"{row['full']:.1%}",
             f"{row['jump']:.1%}",
             _difference(row["difference"]),
-            _distance(row["closeness"]),
+            interval(row["closeness"], ".2f"),
             f"{row['gated']:.1%}{' -' if row['gated_difference']['high'] < 0 else ''}",
-            _distance(row["gated_closeness"]),
+            interval(row["gated_closeness"], ".2f"),
             f"{row['calls']['gated']:.1f} of {row['calls']['full']:.0f}",
         )
         lines.append(f"| {' | '.join(cells)} |")
@@ -56,8 +58,4 @@ def _sheets(result: Mapping[str, Any]) -> list[str]:
 
 
 def _difference(found: Mapping[str, float]) -> str:
-    return f"{found['value']:+.1%} [{found['low']:+.1%}, {found['high']:+.1%}]{' -' if found['high'] < 0 else ''}"
-
-
-def _distance(found: Mapping[str, float]) -> str:
-    return f"{found['value']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
+    return interval(found, "+.1%") + (" -" if found["high"] < 0 else "")

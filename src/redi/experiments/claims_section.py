@@ -12,13 +12,11 @@ from redi.experiments.estimators import NO_NEIGHBOURS
 from redi.experiments.pareto_section import REACHED, as_good_as_the_full, fewest_calls, near_the_full
 from redi.experiments.quality import best
 from redi.experiments.styles_section import MEASURES as STYLED
+from redi.experiments.wording import FORMS, NAMES, interval
 
 Results = Mapping[str, Mapping[str, Any]]
 _HOLDS = {True: "yes", False: "no"}
 _SHARE, _FEW = 0.65, 5
-_PLACES = {"frechet": ".2f", "faithfulness": ".1%", "closeness": ".2f", "at_value": ".2f"}
-NAMES = {"frechet": "Frechet", "faithfulness": "faithful", "closeness": "from full", "at_value": "x_v apart"}
-"""What tables call each measure."""
 
 
 def claims_section(results: Results) -> str:
@@ -53,9 +51,7 @@ def _tested(result: Mapping[str, Any]) -> list[Cells]:
 
 
 def _difference(claim: Mapping[str, Any]) -> str:
-    form, apart = _PLACES[claim["measure"]], claim["difference"]
-    low, high = (f"{apart[end]:{form}}" for end in ("low", "high"))
-    return f"{NAMES[claim['measure']]} {apart['value']:+{form}} [{low}, {high}]"
+    return f"{NAMES[claim['measure']]} {interval(claim['difference'], FORMS[claim['measure']], sign='+')}"
 
 
 def _holds(each: Sequence[bool]) -> str:
@@ -165,9 +161,7 @@ def _of_styles(result: Mapping[str, Any]) -> list[Cells]:
     found = []
     for row in (row for row in result["rows"] if row["style"] == "all" and row["label"].startswith("ReDi")):
         apart = {name: row[f"{measure}_against_full"] for measure, name in STYLED.items()}
-        said = "; ".join(
-            f"{name} {each['value']:+.1%} [{each['low']:.1%}, {each['high']:.1%}]" for name, each in apart.items()
-        )
+        said = "; ".join(f"{name} {interval(each, '.1%', sign='+')}" for name, each in apart.items())
         held = [apart["content"]["high"] >= 0, apart["style"]["high"] >= 0, apart["layout"]["low"] > 0]
         claim = f"a new style, {row['label']}: content and style no worse than in full, layout more alike (figure 4)"
         found.append((claim, said, _holds(held)))
@@ -184,7 +178,7 @@ def _of_figure6(result: Mapping[str, Any]) -> list[Cells]:
     most = max(row["neighbors"] for row in result["rows"])
     nearer = sum(each[most] < each[1] for each in points.values())
     names = {"size": "largest base", "value": "longest jump", "key": "latest key"}
-    told = [f"{names[each]} {v['value']:+.1%} [{v['low']:.1%}, {v['high']:.1%}]" for each, v in ends.items()]
+    told = [f"{names[panel]} {interval(each, '.1%', sign='+')}" for panel, each in ends.items()]
     said = f"faithful, against the other end: {'; '.join(told)}; H={most} nearer than 1 at {nearer} of {len(points)}"
     held = [ends["size"]["low"] > 0, ends["value"]["high"] < 0, ends["key"]["high"] < 0, nearer == len(points)]
     claim = (

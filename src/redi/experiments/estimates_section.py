@@ -6,20 +6,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from redi.experiments.wording import banks, interval
+
 
 def estimates_section(result: Mapping[str, Any], images: Path) -> str:
     """Return the section; it has no plot."""
-    scale, default = result["scale"], result["default"]
+    default = result["default"]
     rows = {(row["estimator"], row["key_step"], row["value_step"]): row for row in result["rows"]}
     names = list(dict.fromkeys(name for name, _, _ in rows))
     places = list(dict.fromkeys((key, value) for _, key, value in rows))
     lines = [
         f"## Estimates of x_v from the same entries ({result['solver']})",
         "",
-        f"Distance to the x_v of the prompt's own run, as a share of what the mean of the noise's values has; "
-        f"{scale['replicates']} banks",
-        f"of {scale['noises']} noises, {scale['entries']} entries and {scale['prompts']} held-out prompts each. No "
-        "calls are spent on any of them.",
+        "Distance to the x_v of the prompt's own run, as a share of what the mean of the noise's values has;",
+        f"{banks(result['scale'])}. No calls are spent on any of them.",
         f"Better (+) or worse (-) than the library's *{default}* outside the interval of the paired difference.",
         "",
         "| estimator | " + " | ".join(f"key {key}, v={value}" for key, value in places) + " |",
@@ -52,8 +52,7 @@ _MEASURES = (("frechet", ".2f"), ("faithfulness", ".1%"), ("closeness", ".3f"))
 
 
 def _against(row: Mapping[str, Any], name: str, form: str) -> str:
-    apart = row["against_default"][name]
-    return f"{row[name]['value']:{form}} [{apart['low']:{form}}, {apart['high']:{form}}]"
+    return interval({**row["against_default"][name], "value": row[name]["value"]}, form)
 
 
 def _cell(row: Mapping[str, Any] | None) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from redi.experiments.plots import bars, image_of, write_plots
+from redi.experiments.wording import interval
 
 _Row = Mapping[str, Any]
 _MEASURES = {
@@ -92,8 +93,7 @@ def _value(row: _Row, measure: str) -> str:
 
 
 def _cell(row: _Row, measure: str) -> str:
-    form = _MEASURES[measure][1]
-    return "{} [{}, {}]".format(*(f"{row[measure][end]:{form}}" for end in ("value", "low", "high")))
+    return interval(row[measure], _MEASURES[measure][1])
 
 
 def _draw(result: Mapping[str, Any], figure: Any) -> None:

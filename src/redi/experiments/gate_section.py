@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from redi.experiments.plots import bars, image_of, write_plots
+from redi.experiments.wording import banks, interval
 
 
 def gate_section(result: Mapping[str, Any], images: Path) -> str:
     """Return the section, and draw its plot."""
     image = write_plots(image_of(result, images), partial(_draw, result), size=(10, 4))
-    scale = result["scale"]
     lines = [
         f"## The gate ({result['solver']}, key after {result['key_step']}, `{result['weights']}`)",
         "",
-        f"{scale['replicates']} banks of {scale['noises']} noises, {scale['entries']} entries and {scale['prompts']} "
-        "held-out prompts each.",
+        f"{banks(result['scale'])}.",
         "*Harmed*: the evaluator finds everything in the run in full and not after the jump. *ROC area*: how often a",
         "harmed picture has the higher score of a harmed and an unharmed one (0.5 is chance). *Rank correlation*:",
         "Spearman's, of the score and the loss, which is the distance of features to the run in full.",
@@ -44,15 +43,14 @@ def gate_section(result: Mapping[str, Any], images: Path) -> str:
         "| ---: | ---: | ---: | ---: | --- | ---: | ---: | --- |",
     ]
     for row in result["promises"]:
-        loss = "{value:.3f} [{low:.3f}, {high:.3f}]".format(**row["loss"])
         cells = (
             f"{row['asked']:.2g}",
-            loss,
+            interval(row["loss"], ".3f"),
             f"{row['broken_splits']:.0%}",
             f"{row['calls']:.1f}",
             row["verdict"],
             f"{row['fixed_loss']:.3f}",
-            "{value:+.3f} [{low:.3f}, {high:.3f}]".format(**row["difference"]),
+            interval(row["difference"], ".3f", sign="+"),
             row["against_fixed"],
         )
         lines.append(f"| {' | '.join(cells)} |")

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from redi.experiments.earlier_rules import earlier_rules
-from redi.experiments.pareto_section import TOLD, VERDICTS
 from redi.experiments.quality import Row
 from redi.experiments.sampling import Solver
+from redi.experiments.wording import TOLD, VERDICTS, banks
 
 _HEAD = (
     "Jumps of one base over as many steps, so for as many calls, that differ in their key alone. Cells: Frechet, "
@@ -33,11 +33,7 @@ def keys_section(results: Mapping[str, Mapping[str, Any]]) -> str:
     head = _HEAD.format(none=_NONE if any(jump and not jump["key_step"] for jump in jumps) else "")
     lines = ["## Where the best key lies", "", *textwrap.wrap(head, 120, break_on_hyphens=False), ""]
     for result in measured:
-        scale = result["scale"]
-        told = (
-            f"{result['title']}: {scale['replicates']} banks of {scale['noises']} noises, {scale['entries']} entries "
-            f"in all and {scale['prompts']} held-out prompts each; the run in full is {result['full']}."
-        )
+        told = f"{result['title']}: {banks(result['scale'])}; the run in full is {result['full']}."
         lines += [told, "", *_table(result), "", *earlier_rules(result)]
     counts = {name: _counted(measured, late=late) for late, name in ((True, "later"), (False, "first"))}
     told = f"The latest key is, against the earliest, {counts['later']}."

@@ -8,12 +8,9 @@ from typing import Any
 from redi.experiments.plots import bars
 from redi.experiments.quality import COMPARED_CALLS, MORE_IS_BETTER, Row, best, loss
 from redi.experiments.sampling import settings_told
+from redi.experiments.wording import TOLD, VERDICTS
 
-TOLD = (("frechet", "Frechet", ".2f"), ("faithfulness", "faithful", ".1%"), ("closeness", "from full", ".2f"))
-"""Measures that are told together, what tables call each, and its form."""
 REACHED, _GOAL = (6, 8, 10), 8
-VERDICTS = {"better": "better", "no difference": "even", "worse": "worse"}
-"""How a jump is against what it is compared with, by the verdict of a claim."""
 _PLOTTED = (2, 3, 4, 5, 6, 7, 8, 10, 15, 25, 50)  # 9 calls are Heun's alone
 _KINDS = (
     (False, "best solver alone", "a solver alone, in one spacing", "black", "0.8"),

@@ -15,7 +15,7 @@ from redi.errors import InputError
 from redi.experiments.bank_section import bank_section
 from redi.experiments.bound_section import bound_section
 from redi.experiments.breaks_section import breaks_section
-from redi.experiments.claims_section import NAMES, claims_section
+from redi.experiments.claims_section import claims_section
 from redi.experiments.defaults_section import against_fewer_steps, defaults_section
 from redi.experiments.earlier_rules import earlier_rules
 from redi.experiments.estimates_section import estimates_section
@@ -28,6 +28,7 @@ from redi.experiments.plots import image_of, write_plots
 from redi.experiments.runner import EXPERIMENTS
 from redi.experiments.styles_section import styles_section
 from redi.experiments.subjects import Miniature, subject_of
+from redi.experiments.wording import FORMS, NAMES, banks, interval
 from redi.results import write_file
 
 _NOTHING = "—"
@@ -143,13 +144,11 @@ def _subject(found: Sequence[Mapping[str, Any]], folder: Path) -> Mapping[str, s
 
 def _comparison(result: Mapping[str, Any], images: Path) -> str:
     """Return the section of a study that compares samplings, and draw its plot if it has one."""
-    scale = result["scale"]
     lines = [
         f"## {result['title']}",
         "",
-        f"{scale['replicates']} banks of {scale['noises']} noises, {scale['entries']} entries in all and "
-        f"{scale['prompts']} held-out prompts each; {result['twins']} of the prompts are in a base word for word. The "
-        f"run in full is {result['full']}.",
+        f"{banks(result['scale'])}; {result['twins']} of the prompts are in a base word for word. The run in full is "
+        f"{result['full']}.",
         "",
         *_table(result),
         "",
@@ -211,17 +210,12 @@ def _table(result: Mapping[str, Any]) -> list[str]:
 
 
 def _measured(row: Mapping[str, Any], measure: str, form: str) -> str:
-    return _interval(row[measure], form) if measure in row else _NOTHING
+    return interval(row[measure], form) if measure in row else _NOTHING
 
 
 def _claim(claim: Mapping[str, Any]) -> str:
-    form = ".1%" if claim["measure"] == "faithfulness" else ".2f"
     said = f"{claim['ours']} no worse than {claim['rival']} in {NAMES[claim['measure']]}"
-    return f"| {said} | {_interval(claim['difference'], form)} | {claim['verdict']} |"
-
-
-def _interval(found: Mapping[str, float], form: str) -> str:
-    return f"{found['value']:{form}} [{found['low']:{form}}, {found['high']:{form}}]"
+    return f"| {said} | {interval(claim['difference'], FORMS[claim['measure']])} | {claim['verdict']} |"
 
 
 SECTIONS: Mapping[str, Callable[[Mapping[str, Any], Path], str]] = {

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from redi.experiments.wording import interval
+
 MEASURES = {"faithfulness": "content", "style_right": "style", "layout": "layout"}
 """By the name in results, what tables call it."""
 
@@ -42,9 +44,7 @@ def styles_section(result: Mapping[str, Any], images: Path) -> str:
 
 
 def _cell(row: Mapping[str, Any], measure: str) -> str:
-    return (
-        "{value:.1%} [{low:.1%}, {high:.1%}]".format(**row[measure]) + {-1: " -", 0: "", 1: " +"}[_sign(row, measure)]
-    )
+    return interval(row[measure], ".1%") + {-1: " -", 0: "", 1: " +"}[_sign(row, measure)]
 
 
 def _sign(row: Mapping[str, Any], measure: str) -> int:
