@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from redi.cli.app import app
 from redi.cli.reference import markdown
 from redi.experiments.costs import page
+from redi.experiments.runner import EXPERIMENTS
 from tiny import tiny_pipeline
 
 ROOT = Path(__file__).parents[1]
@@ -61,6 +62,7 @@ def test_the_readme_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.
 
 def test_the_commands_reference_is_that_of_the_help_texts() -> None:
     assert (ROOT / "docs/cli.md").read_text() == markdown(), "make docs writes it again"
+    assert f"{', '.join(EXPERIMENTS)}, or all." in " ".join(markdown().split()), "experiments run names every study"
 
 
 def test_the_costs_of_experiments_are_those_of_the_studies() -> None:

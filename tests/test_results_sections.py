@@ -91,7 +91,8 @@ def test_keys_are_compared_by_pairs_of_as_many_calls() -> None:
     ]
     scale = {"replicates": 3, "noises": 4, "entries": 2000, "prompts": 200}
     rows = [ROWS[0], none, first, last]
-    result = {"kind": "keys", "title": "T", "full": "dpm-8", "scale": scale, "rows": rows, "claims": claims}
+    result = {"kind": "keys", "title": "T", "full": "dpm-8", "scale": scale, "twins": 0, "rows": rows}
+    result |= {"claims": claims}
     page = keys_section({"keys": result})
     (line,) = (each for each in page.splitlines() if each.startswith("| dpm-9 |"))
     assert line == (
@@ -99,7 +100,7 @@ def test_keys_are_compared_by_pairs_of_as_many_calls() -> None:
         "| even, worse, better | better, better, better |"
     )
     text = page.replace("\n", " ")
-    assert "2000 entries and 200 held-out prompts; the run in full is dpm-8." in page
+    assert "200 held-out prompts, 0 of which are in a base word for word; the run in full is dpm-8." in page
     assert "against the earliest, in Frechet better 0, even 1, worse 0; in faithful better 0, even 0, worse 1;" in text
     assert "against none, in Frechet better 1, even 0, worse 0;" in text
     assert keys_section({"rivals": {"kind": "comparison", "rows": ROWS}}) == ""

@@ -12,6 +12,7 @@ import pytest
 from diffusers import DPMSolverMultistepScheduler
 
 from redi.errors import InputError
+from redi.experiments.bills import calls_of
 from redi.experiments.laboratory import Laboratory
 from redi.experiments.other_keys import distance_at_value, run_by_similarity, run_full
 from redi.experiments.other_values import reuse_pictures
@@ -129,6 +130,14 @@ def test_a_text_key_needs_no_step_before_the_jump(laboratory: Laboratory) -> Non
     later = laboratory.sample(redi(RECORDING, 2, 4, key="text", weights="nearest"), 0)
     assert set(started.calls) == {2}
     np.testing.assert_array_equal(started.pictures, later.pictures)
+
+
+def test_no_step_before_the_jump_saves_both_calls_of_the_first_step_of_pndm(laboratory: Laboratory) -> None:
+    recording = Recording(Solver("pndm", 6), (1,), (4, 5))
+    without = redi(recording, 0, 4, key="text", weights="nearest")
+    assert set(laboratory.sample(without, 0).calls) == {2}, "those of its last two steps"
+    assert set(laboratory.sample(redi(recording, 1, 5, weights="nearest"), 0).calls) == {3}
+    assert calls_of(without) == 2
 
 
 def test_thresholds_choose_each_pictures_step_by_its_nearest_prompt(laboratory: Laboratory) -> None:

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 experiments_app = typer.Typer(help="Regenerate the paper's tables and redi's own claims.", no_args_is_help=True)
 
 _NAMES = (
-    "table1, table2, table3, rivals, chains, variants, smaller, estimates, styles, bound, gate, bank, breaks, "
-    "figure6-short, figure6, figure6-pndm, or all."
+    "table1, table2, table3, rivals, keys, keys-pndm, chains, variants, smaller, estimates, styles, bound, gate, bank, "
+    "breaks, figure6-short, figure6, figure6-pndm, or all."
 )
 
 

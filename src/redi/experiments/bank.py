@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from redi.experiments.bills import Cost, Work, after
+from redi.experiments.bills import Cost, Work, after, going_on
 from redi.experiments.laboratory import Laboratory
 from redi.experiments.quality import figures
 from redi.experiments.sampling import Recording, Sampling, Scale, Solver, redi
@@ -120,8 +120,8 @@ def work(scale: Scale, recording: Recording) -> Work:
     points = sum(len(list(_counts(scale.entries // each))) for each in banks) + (max(banks) > 1)
     built = len(banks) * (scale.entries + scale.prompts) * after(solver, value_step)
     alone = len(banks) * scale.prompts * after(solver, solver.steps)
-    going_on = points * min(_QUERIES, scale.prompts) * (1 + solver.steps - value_step)
-    return Work(others={"bank": Cost(built + alone + going_on, 2 * len(banks) * scale.entries)})
+    jumps = points * min(_QUERIES, scale.prompts) * going_on(solver, value_step)
+    return Work(others={"bank": Cost(built + alone + jumps, 2 * len(banks) * scale.entries)})
 
 
 def _points(laboratory: Laboratory, recording: Recording, replicate: int, *, alien: bool = False) -> list[Point]:

@@ -16,7 +16,7 @@ _READABLE = 1e5
 
 def bank_section(result: Mapping[str, Any], images: Path) -> str:
     """Return the section, and draw its plot."""
-    image = write_plots(image_of(result, images), partial(_draw, result), size=(11, 4))
+    image = write_plots(image_of(result, images), partial(_draw, result), size=(14.5, 4))
     scale, rule = result["scale"], result["fit"]
     lines = [
         f"## How many noises, how many entries ({result['jump']})",
@@ -60,9 +60,9 @@ def _entries(found: Mapping[str, float]) -> str:
 
 
 def _draw(result: Mapping[str, Any], figure: Any) -> None:
-    """Draw loss and faithfulness over entries of each noise, a line for each bank, and quality over loss."""
+    """Draw loss, faithfulness and coverage over entries of each noise, a line for each bank, and quality over loss."""
     rows = [row for row in result["rows"] if not row["alien"]]
-    axes: Any = figure.subplots(1, 3)
+    axes: Any = figure.subplots(1, 4)
     for noises in sorted({row["noises"] for row in rows}):
         own = [row for row in rows if row["noises"] == noises]
         counts = [row["entries"] for row in own]
@@ -72,6 +72,8 @@ def _draw(result: Mapping[str, Any], figure: Any) -> None:
         axes[1].errorbar(
             counts, [e["value"] for e in told], bars(told), marker="o", elinewidth=0.6, capsize=2, label=label
         )
+        told = [row["nearest"] for row in own]
+        axes[3].errorbar(counts, [e["value"] for e in told], bars(told), marker="o", elinewidth=0.6, capsize=2)
     counts = sorted({row["entries"] for row in rows})
     rule = result["fit"]
     axes[0].plot(counts, [rule["a"] * count ** -rule["b"]["value"] for count in counts], "k--", label="rule")
@@ -79,4 +81,5 @@ def _draw(result: Mapping[str, Any], figure: Any) -> None:
     axes[0].set(xlabel="entries of each noise", ylabel="loss at x_v", xscale="log")
     axes[1].set(xlabel="entries of each noise", ylabel="faithful", xscale="log")
     axes[2].set(xlabel="loss at x_v", ylabel="distance to the full run")
+    axes[3].set(xlabel="entries of each noise", ylabel="distance to the nearest key", xscale="log")
     axes[0].legend(fontsize=7)

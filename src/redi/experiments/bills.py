@@ -134,7 +134,7 @@ def cost(work: Work, scale: Scale, *, there: There = lambda kind, what, replicat
         measured = scale.prompts - there("at_value", sampling, replicate) if jump and sampling in apart else 0
         calls += pictures * calls_of(sampling)
         if jump and measured:
-            before = jump.key_step if jump.key == "trajectory" else 0
+            before = after(sampling.solver, jump.key_step) if jump.key == "trajectory" else 0
             calls += measured * (after(sampling.solver, jump.value_step) + before)
         if sampling.recording and (pictures or measured):
             bases.add((replace(sampling.recording, values="float16"), replicate))
@@ -169,10 +169,15 @@ def diverse(sampling: Sampling) -> bool:
 
 
 def after(solver: Solver, steps: int) -> int:
-    """Return the network calls of so many steps: PNDM repeats one, Heun takes two for each but the last."""
+    """Return the network calls of the first steps: PNDM takes two for the first, Heun for each but the last."""
     if solver.name == "heun":
         return 2 * steps - (steps == solver.steps)
-    return steps + (solver.name == "pndm" and steps > 1)
+    return steps + (solver.name == "pndm" and steps > 0)
+
+
+def going_on(solver: Solver, value_step: int) -> int:
+    """Return the calls of a run that goes on from an x_v which somebody estimated: one step is run before it."""
+    return after(solver, 1) + after(solver, solver.steps) - after(solver, value_step)
 
 
 def calls_of(sampling: Sampling) -> int:
@@ -183,7 +188,8 @@ def calls_of(sampling: Sampling) -> int:
     full = after(solver, solver.steps)
     if jump is None or jump.thresholds or jump.quantile is not None:
         return full
-    calls = full - (jump.value_step - jump.key_step)
+    before = after(solver, jump.key_step)
+    calls = full - after(solver, jump.value_step) + before
     if jump.value == "picture":
-        calls += full + (jump.key_step if jump.key == "trajectory" and jump.value_step < solver.steps else 0)
+        calls += full + (before if jump.key == "trajectory" and jump.value_step < solver.steps else 0)
     return calls

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,11 +41,13 @@ def breaks_section(result: Mapping[str, Any], images: Path) -> str:
             f"{row['calls']['gated']:.1f} of {row['calls']['full']:.0f}",
         )
         lines.append(f"| {' | '.join(cells)} |")
-    broken = [row for row in result["rows"] if row["difference"]["high"] < 0]
+    # One group stands in several panels: what the study's own prompts, entries and guidance are.
+    groups = list({json.dumps({**row, "panel": "", "group": ""}): row for row in result["rows"]}.values())
+    broken = [row for row in groups if row["difference"]["high"] < 0]
     broken.sort(key=lambda row: row["difference"]["value"])
     worst = "; ".join(f"{row['panel']}: {row['group']} ({row['difference']['value']:+.1%})" for row in broken[:5])
     kept = [row for row in broken if row["gated_difference"]["high"] >= 0]
-    said = f"Fewer right pictures, outside the interval, in {len(broken)} of {len(result['rows'])} groups"
+    said = f"Fewer right pictures, outside the interval, in {len(broken)} of {len(groups)} groups"
     said += f", most in {worst}. With the gate it is no difference in {len(kept)} of them." if broken else "."
     return "\n".join([*lines, "", said, "", *_sheets(result), ""])
 

@@ -90,7 +90,7 @@ configuration in `runs/experiments`, and writes figures to `results/<scale>/<nam
 writes [the page of results](results.md) from them. Interrupt a run at any time: the same command goes on.
 
 - `--scale toy` takes minutes for each study on the bundled model: {toy_prompts} prompts, fewer for studies of many
-  rows, and as many as the gate's halves need for the gate.
+  rows, and as many as the gate's halves, the bank's rule and the groups of breaks need.
 - `--scale small` is the full study on the bundled model; its results are in this repository. Nothing is downloaded.
 - `--scale paper` is the paper's setting: Stable Diffusion 1.5 on COCO 2014, {entries:,} entries, {prompts:,} held-out
   captions, {reference:,} real pictures, here with {replicates} banks instead of one. It takes a GPU and four things
@@ -112,8 +112,8 @@ redi experiments report --scale paper --out paper-results.md
 
 The first `--features` gives the distances; the first of them that is CLIP gives the scores. With `--features` alone
 the bundled model is measured in those features too. The model runs in float16 on a GPU, without its safety checker,
-whose black pictures would be measured like others. `--scale small` with `--model` and `--coco` is a trial of a day
-instead of weeks. What asks the bundled evaluator for right and wrong ({miniature}) needs the
+whose black pictures would be measured like others. `--scale small` with `--model` and `--coco` is a trial of
+days instead of weeks. What asks the bundled evaluator for right and wrong ({miniature}) needs the
 bundled model; the gate's study then tells the loss only.
 
 ## What it costs

@@ -9,7 +9,7 @@ from typing import Any
 from redi.building.runner import build
 from redi.experiments.estimators import NO_NEIGHBOURS
 from redi.experiments.sampling import Recording, Solver, redi
-from redi.experiments.studies import DPM, PNDM, SHORT, SHORT_TRAILING
+from redi.experiments.studies import DPM, PNDM, PNDM_KEYS, SHORT, SHORT_TRAILING
 from redi.plan import DEFAULT_PLAN
 from redi.retrieval.weights import DEFAULT_WEIGHTS, combiner
 
@@ -37,11 +37,16 @@ def _plan(results: Results) -> str:
     paper = _jump(results["table1"], PNDM, 10, 40, weights=DEFAULT_WEIGHTS)
     alone, usual = (_labelled(results["table1"], label) for label in ("pndm-20", "pndm-40"))
     whole = _labelled(results["rivals"], recording.solver.label)
+    keys = Recording(recording.solver, PNDM_KEYS.key_steps, PNDM_KEYS.value_steps)
+    others = "; ".join(
+        f"after {k} {_two(_jump(results['table1'], keys, k, v, weights=DEFAULT_WEIGHTS))}"
+        for k, v in zip(keys.key_steps, keys.value_steps, strict=True)
+    )
     return (
         f"{ours['calls']:.0f} calls of PNDM instead of {usual['calls']:.0f}: {_two(ours)}, where those have "
         f"{_two(usual)}. Most of that is the shorter schedule: all of its steps take {whole['calls']:.0f} calls, and "
         f"PNDM alone with {alone['calls']:.0f} has {_two(alone)}. The paper's plan, from 10 to 40 of 50, has as many "
-        f"calls and {_two(paper)}"
+        f"calls and {_two(paper)}. Other keys with as many, as measured: {others}"
     )
 
 
@@ -71,6 +76,7 @@ def _neighbors(results: Results) -> str:
         f"Each more is read from the base for every picture, and of the {len(apart)} nearest estimates "
         f"{better['frechet']} make pictures of less Frechet distance, {faithful} more faithful ones, and "
         f"{better['closeness']} such as are nearer to the run in full"
+        + ("" if better["frechet"] or faithful else ": nobody sees that, so none of them took the default's place")
     )
 
 
@@ -172,11 +178,24 @@ def _gate(results: Results) -> str:
         for row in gate["scores"]
         if row["score"] == "distance" and row["area"] is not None
     ]
+    shipped = f". {_shipped_gate(results['breaks'])}" if "breaks" in results else ""
     return (
         "A limit to how far away a neighbour may be, as a quantile of the base's own distances, so that it means the "
         f"same on every model. How well the distance tells harm: ROC areas of {', '.join(areas)} (0.5 is chance). "
         f"Calibrated plans keep the loss asked for in {kept} of {len(gate['promises'])} cases, and lose less "
-        f"than fixed plans of as many calls in {won}, more in {lost}"
+        f"than fixed plans of as many calls in {won}, more in {lost}{shipped}"
+    )
+
+
+def _shipped_gate(breaks: Mapping[str, Any]) -> str:
+    """Return what the default gate does to one jump, over all prompts."""
+    groups = [row for row in breaks["rows"] if row["panel"] == "objects"]
+    count = sum(row["n"] for row in groups)
+    right = {way: sum(row["n"] * row[way] for row in groups) / count for way in ("jump", "gated")}
+    calls = {way: sum(row["n"] * row["calls"][way] for row in groups) / count for way in right}
+    return (
+        f"With the default one, {breaks['jump'].removeprefix('ReDi ')} takes {calls['gated']:.2f} calls instead of "
+        f"{calls['jump']:.2f} and is {right['gated']:.1%} faithful instead of {right['jump']:.1%}"
     )
 
 

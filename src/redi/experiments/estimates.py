@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from redi.experiments.bills import Cost, Route, Work
+from redi.experiments.bills import Cost, Route, Work, going_on
 from redi.experiments.estimators import ESTIMATORS, NO_NEIGHBOURS, Estimator
 from redi.experiments.laboratory import Laboratory
 from redi.experiments.predictions import last_prediction
@@ -144,7 +144,7 @@ def _values(recording: Recording) -> tuple[int, ...]:
 def work(scale: Scale, recording: Recording) -> Work:
     """Return what the study runs, at most: of pictures those of the best estimates."""
     solver = recording.solver
-    pictures = (2 + _MOST_PICTURES) * (1 + solver.steps - _values(recording)[0]) * scale.prompts
+    pictures = (2 + _MOST_PICTURES) * going_on(solver, _values(recording)[0]) * scale.prompts
     routes, others = (Route(solver, _path(recording)),), {"estimates": Cost(pictures, 0)}
     return Work((Sampling(solver),), recordings=(recording,), routes=routes, others=others)
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from redi.experiments.bills import Cost, Route, Work
+from redi.experiments.bills import Cost, Route, Work, going_on
 from redi.experiments.laboratory import Laboratory
 from redi.experiments.quality import difference, figures
 from redi.experiments.sampling import Recording, Sampling, Scale, Solver, redi
@@ -176,7 +176,7 @@ def work(scale: Scale, name: str, figure: Figure6) -> Work:
     """Return what an experiment of that name runs, at most: pictures from their x_v on, with the call before a jump."""
     recording, count = figure.recording, min(QUERIES, scale.prompts)
     solver = recording.solver
-    pictures = count * len(NEIGHBORS) * sum(1 + solver.steps - point.value_step for point in figure.points)
+    pictures = count * len(NEIGHBORS) * sum(going_on(solver, point.value_step) for point in figure.points)
     routes, others = (Route(solver, _path(recording)),), {name: Cost(pictures, 0)}
     return Work((Sampling(solver),), recordings=(recording,), routes=routes, others=others)
 

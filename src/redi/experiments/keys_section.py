@@ -9,14 +9,17 @@ from typing import Any
 from redi.experiments.earlier_rules import earlier_rules
 from redi.experiments.quality import Row
 from redi.experiments.sampling import Solver
-from redi.experiments.wording import TOLD, VERDICTS, banks
+from redi.experiments.wording import TOLD, VERDICTS, banks, twins
 
 _HEAD = (
     "Jumps of one base over as many steps, so for as many calls, that differ in their key alone. Cells: Frechet, "
     "faithful, distance from full. {none}The last columns compare on the same prompts, in these three measures: *even* "
     "is where the interval of the difference holds zero."
 )
-_NONE = "*After 0* is no key: the prompts' embeddings find and weigh entries, and no step is run before the jump. "
+_NONE = (
+    "*After 0* is no key: the prompts' embeddings find and weigh entries, and no step is run before the "
+    "jump (PNDM, whose first step takes two calls, then skips one step less for as many). "
+)
 
 
 def keys_section(results: Mapping[str, Mapping[str, Any]]) -> str:
@@ -33,7 +36,7 @@ def keys_section(results: Mapping[str, Mapping[str, Any]]) -> str:
     head = _HEAD.format(none=_NONE if any(jump and not jump["key_step"] for jump in jumps) else "")
     lines = ["## Where the best key lies", "", *textwrap.wrap(head, 120, break_on_hyphens=False), ""]
     for result in measured:
-        told = f"{result['title']}: {banks(result['scale'])}; the run in full is {result['full']}."
+        told = f"{result['title']}: {banks(result['scale'])}, {twins(result)}; the run in full is {result['full']}."
         lines += [told, "", *_table(result), "", *earlier_rules(result)]
     counts = {name: _counted(measured, late=late) for late, name in ((True, "later"), (False, "first"))}
     told = f"The latest key is, against the earliest, {counts['later']}."
@@ -50,7 +53,7 @@ def _table(result: Mapping[str, Any]) -> list[str]:
     found: dict[tuple[str, int], dict[int, Row]] = {}
     for row in result["rows"]:
         if jump := row["sampling"]["jump"]:
-            place = (Solver(**row["sampling"]["solver"]).label, jump["value_step"] - jump["key_step"])
+            place = (Solver(**row["sampling"]["solver"]).label, round(row["calls"]))
             found.setdefault(place, {})[jump["key_step"]] = row
     keys = sorted({key for rows in found.values() for key in rows})
     lines = [

@@ -23,6 +23,7 @@ from redi.experiments.sampling import Jump
 from redi.jumping import JumpPolicy, NoiseWatch
 from redi.knowledge_base import KnowledgeBase
 from redi.retrieval import combiner
+from redi.solvers import facts_for
 
 _BATCH = 32
 
@@ -138,7 +139,7 @@ def _run(
     What comes after a jump does not depend on what came before it, so of a jump from the start one step is run all the
     same (an engine's jump comes after a step), and not counted.
     """
-    key_step, uncounted = max(1, jump.key_step), max(0, 1 - jump.key_step)
+    key_step, uncounted = max(1, jump.key_step), 0 if jump.key_step else facts_for(pipe.scheduler).call_index(1)
     pictures: list[Image.Image] = []
     calls: list[int] = []
     started = time.perf_counter()

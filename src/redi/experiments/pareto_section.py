@@ -31,7 +31,9 @@ def pareto(result: Mapping[str, Any]) -> list[str]:
     heads = " | ".join(f"{name}: solver alone | ReDi | ReDi is" for _, name, _ in TOLD)
     lines = [
         "The best at each number of calls, in each measure by itself. *Even* is where the interval of the difference, "
-        "over the same prompts from the same noises, holds zero; the bars of the plot are each row's own intervals.",
+        "over the same prompts from the same noises, holds zero; the bars of the plot are each row's own intervals. "
+        f"The best is chosen on the pictures that it is compared on, of {_few(rows, jumps=True)} jumps and of "
+        f"{_few(rows, jumps=False)} solvers alone with at most {_GOAL} calls, which flatters both.",
         "",
         f"| calls | {heads} |",
         "| ---: |" + " --- | --- | --- |" * len(TOLD),
@@ -57,6 +59,10 @@ def pareto(result: Mapping[str, Any]) -> list[str]:
         f"points of their faithfulness, as measured: {near_the_full(result)}."
     )
     return [*lines, "", said]
+
+
+def _few(rows: Sequence[Row], *, jumps: bool) -> int:
+    return sum((row["sampling"]["jump"] is not None) == jumps and round(row["calls"]) <= _GOAL for row in rows)
 
 
 def _told(row: Row | None, measure: str, form: str) -> str:

@@ -28,7 +28,7 @@ from redi.experiments.plots import image_of, write_plots
 from redi.experiments.runner import EXPERIMENTS
 from redi.experiments.styles_section import styles_section
 from redi.experiments.subjects import Miniature, subject_of
-from redi.experiments.wording import FORMS, NAMES, banks, interval
+from redi.experiments.wording import FORMS, NAMES, banks, interval, twins
 from redi.results import write_file
 
 _NOTHING = "—"
@@ -38,7 +38,7 @@ Written by `redi experiments report` from `results/`; no number here is typed. `
 again: {names}. `redi experiments rate` lets people judge pairs of pictures themselves.
 
 {summary}Everything is of {model}, held-out prompts, over noise banks. *Frechet* is the Frechet distance to
-{reference} in the features of {extractor} (resized: {resize}), *faithful* {score},
+{count:,} {reference} in the features of {extractor} (resized: {resize}), *faithful* {score},
 *from full* the mean distance of these features to the run in full from the same noise,
 *pixels* the root mean square of their difference, of 1, *diversity* the mean distance
 of features between pictures of one prompt from several noises, *kernel* the kernel distance to the same pictures,
@@ -49,10 +49,13 @@ bootstrap intervals over prompts; noises are not resampled.
 
 *dpm-20* is DPM-Solver++(2M) with 20 steps, *trailing* and the like how they are spaced. *ReDi dpm-20 5->15* jumps from
 the latents after 5 steps (the key) to an estimate of those after 15 (x_v), which the weights make of the H nearest
-entries of the base: *least-squares* as in the paper, *kriging* as the library does.
+entries of the base: *least-squares* as in the paper, *kriging* as the library does. Every picture jumps, as in the
+paper: the library's gate is measured in sections of its own.
 
-What differs from the paper: {differs}the noise. The paper draws one for each entry; here a base's entries share those
-of a bank, as many of each, and a prompt looks at the entries of its own{alien}.
+What differs from the paper: {differs}the noise. The paper's algorithm draws one for each entry (its authors' code has
+one for all, prompts too); here a base's entries share those of a bank, as many of each, and a prompt looks at the
+entries of its own{alien}. Calls are counted as they are made: PNDM's first step takes two, so that what the paper calls
+20 has 21.
 """
 _MODEL = (
     "the model (its Stable Diffusion 1.5 on COCO, in Inception's features of 4,000 pictures; Frechet distances in "
@@ -95,7 +98,15 @@ def write_report(results: Path, page: Path, *, scale: str) -> str:
     subject = _subject(found, results / scale)
     differs = _MODEL if subject["model"] == Miniature().told()["model"] else _OTHER
     summary, alien = _summary(by_study), _of_other_noises(by_study)
-    head = _HEAD.format(names=names, summary=summary, differs=differs, alien=alien, nothing=_NOTHING, **subject)
+    head = _HEAD.format(
+        names=names,
+        summary=summary,
+        differs=differs,
+        alien=alien,
+        nothing=_NOTHING,
+        count=found[0]["scale"]["reference"],
+        **subject,
+    )
     parts = ["\n\n".join(textwrap.fill(each, 120, break_on_hyphens=False) for each in head.split("\n\n")) + "\n"]
     parts += filter(None, [claims_section(by_study), defaults_section(by_study), keys_section(by_study)])
     parts += [SECTIONS[each["kind"]](each, page.parent / "images") for each in found if each["kind"] != "keys"]
@@ -147,8 +158,7 @@ def _comparison(result: Mapping[str, Any], images: Path) -> str:
     lines = [
         f"## {result['title']}",
         "",
-        f"{banks(result['scale'])}; {result['twins']} of the prompts are in a base word for word. The run in full is "
-        f"{result['full']}.",
+        f"{banks(result['scale'])}, {twins(result)}. The run in full is {result['full']}.",
         "",
         *_table(result),
         "",

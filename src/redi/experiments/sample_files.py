@@ -52,7 +52,7 @@ class Samples:
         return len(self.calls)
 
     def first(self, count: int) -> Samples:
-        """Return those of the first prompts; the seconds stay those of all."""
+        """Return those of the first prompts, with their share of the seconds."""
         faithful = {name: told[:count] for name, told in self.faithful.items()}
         return Samples(
             self.features[:count],
@@ -60,7 +60,7 @@ class Samples:
             self.pictures[:count],
             self.calls[:count],
             self.jumped[:count],
-            self.seconds,
+            self.seconds * min(count, len(self)) / len(self),
             self.shown[:count],
         )
 

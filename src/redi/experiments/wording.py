@@ -24,3 +24,8 @@ def banks(scale: Mapping[str, Any]) -> str:
     """Return of how many banks, noises, entries and prompts a result is."""
     form = "{replicates} banks, each of {noises} noises, {entries} entries and {prompts} held-out prompts"
     return form.format(**scale)
+
+
+def twins(result: Mapping[str, Any]) -> str:
+    """Return how many of the held-out prompts a base holds all the same."""
+    return f"{result['twins']} of which are in a base word for word"
