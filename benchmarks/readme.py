@@ -2,7 +2,7 @@
 ``rivals``; nothing is typed in.
 
 What they left is kept in ``results/bench/`` without what it says of each picture, and the figures are written from
-there, so that they can be written again anywhere.
+there, so that they can be written again anywhere; as long as no ``make bench`` was kept, its table is not there.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _ACROSS = 6
 _BLOCK = re.compile(r"(<!-- figures: [^\n]* -->\n).*?(<!-- end of figures -->)", re.DOTALL)
 
 
-def figures(demo: dict[str, Any], bench: dict[str, Any], rivals: dict[str, Any]) -> str:
+def figures(demo: dict[str, Any], bench: dict[str, Any] | None, rivals: dict[str, Any]) -> str:
     """Return the block of Markdown between the markers."""
     outcomes = demo["outcomes"]
     shares = list(outcomes[0]["faithfulness"])
@@ -46,8 +46,6 @@ def figures(demo: dict[str, Any], bench: dict[str, Any], rivals: dict[str, Any])
         ]
         for outcome in outcomes
     ]
-    machine = bench["machine"]
-    measured = f"{machine['cores']} cores ({machine['processor']})" if not machine["gpu"] else machine["gpu"]
     lines = [
         f"`make demo`, {outcomes[0]['prompts']} held-out prompts, a base of {demo['entries']} entries, "
         f"{demo['scheduler']} with {demo['plan']['num_inference_steps']} steps, {demo['weights']} weights; "
@@ -58,6 +56,16 @@ def figures(demo: dict[str, Any], bench: dict[str, Any], rivals: dict[str, Any])
         _line(["---", *["---:"] * (len(heading) - 1)]),
         *map(_line, rows),
         "",
+        *(_benchmarks(bench) if bench else []),
+        *fewer_steps(rivals),
+    ]
+    return "\n".join(lines)
+
+
+def _benchmarks(bench: dict[str, Any]) -> list[str]:
+    machine = bench["machine"]
+    measured = f"{machine['cores']} cores ({machine['processor']})" if not machine["gpu"] else machine["gpu"]
+    return [
         f"`make bench`, on {measured}, the fastest of {len(bench['pndm']['seconds_plain'])} runs of each:",
         "",
         _line(["figure", "value", "bar", ""]),
@@ -67,9 +75,7 @@ def figures(demo: dict[str, Any], bench: dict[str, Any], rivals: dict[str, Any])
             for each in bench["figures"]
         ),
         "",
-        *fewer_steps(rivals),
     ]
-    return "\n".join(lines)
 
 
 def fewer_steps(rivals: dict[str, Any]) -> list[str]:
@@ -93,10 +99,12 @@ def block(readme: str) -> str:
     """Return the README with its figures written again from what is kept.
 
     Raises:
-        FileNotFoundError: Something was never kept.
+        FileNotFoundError: No ``make demo`` was kept.
     """
-    sources = (KEPT / "demo.json", KEPT / "bench.json", ROOT / "results" / "small" / "rivals.json")
-    demo, bench, rivals = (json.loads(source.read_text()) for source in sources)
+    sources = (KEPT / "demo.json", ROOT / "results" / "small" / "rivals.json")
+    demo, rivals = (json.loads(source.read_text()) for source in sources)
+    kept = KEPT / "bench.json"
+    bench = json.loads(kept.read_text()) if kept.is_file() else None
     return _BLOCK.sub(lambda found: found[1] + figures(demo, bench, rivals) + found[2], readme)
 
 
@@ -106,9 +114,9 @@ def main() -> int:
         if (ROOT / left).is_file():
             told = json.loads((ROOT / left).read_text())
             write_json(KEPT / name, {key: value for key, value in told.items() if key != "pictures"})
-        elif not (KEPT / name).is_file():
-            print(f"{left} is not there: run make demo bench first", file=sys.stderr)
-            return 1
+    if not (KEPT / "demo.json").is_file():
+        print(f"{_LEFT['demo.json']} is not there: run make demo first", file=sys.stderr)
+        return 1
     readme, picture = ROOT / "README.md", ROOT / "demo" / "comparison.png"
     readme.write_text(block(readme.read_text()))
     if picture.is_file():

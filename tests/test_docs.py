@@ -69,6 +69,12 @@ def test_the_costs_of_experiments_are_those_of_the_studies() -> None:
     assert (ROOT / "docs/experiments.md").read_text() == page(), "make docs writes it again"
 
 
+def test_the_figures_of_the_readme_are_those_of_the_kept_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    readme = (ROOT / "README.md").read_text()
+    assert readme == importlib.import_module("readme").block(readme), "run: make figures"
+
+
 def test_the_page_of_benchmarks_is_that_of_the_kept_results(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     module = importlib.import_module("page")

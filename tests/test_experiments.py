@@ -19,7 +19,6 @@ from typer.testing import CliRunner
 from redi.cli.app import app
 from redi.errors import InputError
 from redi.experiments.bills import Cost, Work
-from redi.experiments.defaults_section import against_fewer_steps
 from redi.experiments.laboratory import Laboratory
 from redi.experiments.quality import difference, figures
 from redi.experiments.report import write_report
@@ -393,5 +392,3 @@ def test_the_committed_page_is_what_the_committed_results_say(tmp_path: Path) ->
     (tmp_path / "results").symlink_to(root / "results")
     page = write_report(tmp_path / "results", tmp_path / "docs" / "results.md", scale="small")
     assert page == (root / "docs" / "results.md").read_text(), "run: redi experiments report"
-    rivals = json.loads((root / "results" / "small" / "rivals.json").read_text())
-    assert against_fewer_steps({"rivals": rivals}) in (root / "README.md").read_text(), "run: make figures"

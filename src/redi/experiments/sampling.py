@@ -12,7 +12,7 @@ from redi.calibration import LEAST_PROMPTS
 from redi.experiments.spacings import TIMESTEPS
 from redi.retrieval.weights import Combiner
 
-_SPACINGS = {"use_karras_sigmas": "karras", "use_lu_lambdas": "log-SNR"}
+_SPACINGS = {"use_karras_sigmas": "karras", "use_lu_lambdas": "log-SNR", "use_exponential_sigmas": "log-SNR"}
 SPACING = "spacing"
 """The setting that is not the scheduler's but names timesteps of :mod:`redi.experiments.spacings`."""
 _KEYS = {"trajectory": "", "text": ", text key", "random": ", random neighbours"}

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from redi.experiments.bills import after
 from redi.experiments.estimators import Softmax
 from redi.experiments.sampling import SPACING, Recording, Sampling, Solver, chained, plain, redi
 from redi.experiments.spacings import TIMESTEPS
@@ -86,8 +87,9 @@ def _trailing(recording: Recording) -> Recording:
 
 SHORTEST_TRAILING, SHORT_TRAILING = _trailing(SHORTEST), _trailing(SHORT)
 _SHORT_PNDM = replace(SHORT, solver=Solver("pndm", 10))
-_SKIPPED, _SKIPPED_PNDM = (2, 3, 4, 5, 6, 7), (4, 6)
-"""Steps that jumps from several keys skip: with as many steps skipped, a run makes as many calls."""
+_SKIPPED, _SKIPPED_PNDM, _SHOWN = (2, 3, 4, 5, 6, 7), (4, 5, 6), (4, 6)
+"""Steps that jumps from several keys skip: with as many steps skipped, a run makes as many calls. And of which of them
+there are pictures."""
 _SIX = Recording(Solver("dpm", 6), (2,), (3, 4))
 _BETWEEN = (
     _SIX,
@@ -114,22 +116,42 @@ _CHAINED = (
 )
 _FEW, _MANY = (3, 4, 5, 6, 7, 8, 10), (15, 25)
 _ALL = (*_FEW, *_MANY)
+_HEUN = (3, 5, 7, 9)
+_THIRD: Mapping[str, Any] = {"solver_order": 3}
+"""DPM-Solver++(3M)."""
+_ALIGNED: Mapping[str, Any] = {SPACING: "align-your-steps"}
+_OF_DPM: tuple[Mapping[str, Any], ...] = (_KARRAS, _LOG_SNR, *({SPACING: name} for name in TIMESTEPS))
+_EXPONENTIAL: Mapping[str, Any] = {"use_exponential_sigmas": True}
+"""Log-SNR spacing by the name that most schedulers have for it."""
+_LINSPACED: tuple[Mapping[str, Any], ...] = tuple(
+    {"timestep_spacing": "linspace", **each} for each in (_KARRAS, _EXPONENTIAL)
+)
+"""Of a scheduler that puts Karras's and log-SNR steps between the first and last of its timesteps: with leading ones
+these would begin in the middle of the noise."""
+_NOT_RUN = (
+    "Spacings that are missing: *quadratic* and *align-your-steps* are timesteps of the caller's, which UniPC, DEIS, "
+    "DDIM and PNDM refuse; DDIM and PNDM have no noise levels to space. Not run: DPM-Solver++(3M) and Heun in "
+    "Karras's, log-SNR and quadratic spacing, Euler in quadratic spacing. With 3 and 4 steps (3M) is (2M), since a run "
+    "begins and ends with lower orders."
+)
 _ALONE: tuple[tuple[str, Mapping[str, Any], tuple[int, ...]], ...] = (
     ("dpm", _EVEN, (*_ALL, 50)),
-    ("dpm", _KARRAS, _FEW),
-    ("dpm", _LOG_SNR, _FEW),
     ("dpm", _TRAILING, (*_ALL, 50)),
-    *(("dpm", {SPACING: name}, _FEW) for name in TIMESTEPS),
-    ("dpm", {"solver_order": 3}, _FEW),
+    *(("dpm", spacing, _FEW) for spacing in _OF_DPM),
+    ("dpm", _THIRD, _FEW),
+    *(("dpm", {**_THIRD, **spacing}, _FEW[2:]) for spacing in (_TRAILING, _ALIGNED)),
     ("unipc", _EVEN, _ALL),
-    ("unipc", _KARRAS, _FEW),
-    ("unipc", _TRAILING, _FEW),
-    ("ddim", _EVEN, (*_ALL, 50)),
-    ("euler", _EVEN, _ALL),
+    *(("unipc", spacing, _FEW) for spacing in (_TRAILING, _KARRAS, _EXPONENTIAL)),
     ("deis", _EVEN, _ALL),
-    ("deis", _TRAILING, _FEW),
+    *(("deis", spacing, _FEW) for spacing in (_TRAILING, _KARRAS, _EXPONENTIAL)),
+    ("ddim", _EVEN, (*_ALL, 50)),
+    ("ddim", _TRAILING, _FEW),
+    ("euler", _EVEN, _ALL),
+    *(("euler", spacing, _FEW) for spacing in (_TRAILING, *_LINSPACED, _ALIGNED)),
     ("pndm", _EVEN, _ALL[1:]),
-    ("heun", _EVEN, (3, 5, 7, 9, *_MANY)),
+    ("pndm", _TRAILING, _FEW[1:]),
+    ("heun", _EVEN, (*_HEUN, *_MANY)),
+    *(("heun", spacing, _HEUN) for spacing in (_TRAILING, _ALIGNED)),
 )
 """Solvers alone, in which spacing, with how many calls."""
 _STEPS: Mapping[str, Callable[[int], int]] = {"pndm": lambda calls: calls - 1, "heun": lambda calls: (calls + 1) // 2}
@@ -222,7 +244,8 @@ def rivals() -> Study:
         jumps += [redi(recording, k, v, weights="kriging") for k, v in ((2, 3), (2, 4), (2, 5), (2, 6), (1, 6))]
     for recording in (*_BETWEEN, _DPM_SHORTER, *_LONG):
         jumps += [redi(recording, recording.key_steps[0], v, weights="kriging") for v in recording.value_steps]
-    return Study("rivals", "Few calls: ReDi and solvers alone", (full, *plains, *jumps), full, plot=True)
+    rows = (full, *plains, *jumps)
+    return Study("rivals", "Few calls: ReDi and solvers alone", rows, full, remark=_NOT_RUN, plot=True)
 
 
 def keys() -> Study:
@@ -297,18 +320,20 @@ def smaller() -> Study:
 def _by_key(name: str, title: str, full: Sampling, recording: Recording, skipped: Sequence[int]) -> Study:
     """Return jumps that differ in their key alone, for each number of skipped steps: the latest against the earliest,
     and that against none, which is the prompt's embedding with nothing run before the jump."""
-    rows, claims = [], []
+    rows, claims, shown = [], [], []
     for skip in skipped:
         steps = [key for key in recording.key_steps if key + skip in recording.value_steps]
         jumps = [redi(recording, key, key + skip, weights="kriging") for key in steps]
         pairs = [(jumps[-1], jumps[0])]
-        if skip in recording.value_steps:
-            none = redi(recording, 0, skip, weights="kriging", key="text")
-            rows.append(none)
-            pairs.append((jumps[0], none))
+        # No step before the jump saves the calls of one, which are two of PNDM: it goes on a step earlier.
+        value_step = skip + 1 - after(recording.solver, 1)
+        if value_step in recording.value_steps:
+            none = redi(recording, 0, value_step, weights="kriging", key="text")
+            jumps = [none, *jumps]
+            pairs.append((jumps[1], none))
         rows += jumps
+        shown += [each.label for each in jumps if skip in _SHOWN]
         claims += [Claim(ours.label, rival.label, each) for ours, rival in pairs for each in COMPARED]
-    shown = [each.label for each in rows if each.jump and each.jump.value_step - each.jump.key_step in _SKIPPED_PNDM]
     return Study(name, title, (full, *rows), full, tuple(claims), kind="keys", shown=tuple(shown))
 
 
