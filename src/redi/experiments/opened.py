@@ -6,8 +6,6 @@ import copy
 from functools import cached_property
 from typing import Any
 
-import torch
-
 from redi.experiments.paths import set_schedule
 from redi.experiments.sampling import Solver
 from redi.experiments.subjects import Subject
@@ -28,9 +26,7 @@ class Opened:
     @cached_property
     def _own(self) -> Any:
         """The pipeline with the model's own scheduler, which no run uses."""
-        pipe = self._subject.pipeline(self._device)
-        pipe.unet.to(memory_format=torch.channels_last)  # the bundled model's calls take a sixth less of a CPU so
-        return pipe
+        return self._subject.pipeline(self._device)
 
     def pipeline(self, solver: Solver) -> Any:
         """Return a pipeline with the solver as scheduler."""
