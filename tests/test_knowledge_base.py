@@ -177,8 +177,8 @@ def test_float16_keeps_the_differences_of_key_step_one(tmp_path: Path, norm: flo
     pairs = ~torch.eye(count, dtype=torch.bool)
     assert float((kept / true - 1)[pairs].abs().max()) < 1e-3
     found = base.search(exact.float(), [0] * count, 3, 1)
-    nearest = true.sort(dim=1).values[:, :3]  # as distances: of two that are as far, processors name either first
-    torch.testing.assert_close(true.gather(1, found.rows), nearest, rtol=1e-3, atol=0.0)
+    nearest = true.sort(dim=1).values[:, :3]  # two of one row differ by 3e-6, which is one distance in float32
+    torch.testing.assert_close(true.gather(1, found.rows), nearest, rtol=5e-6, atol=0.0)
     raw = torch.cdist(exact.half().double().flatten(1), exact.half().double().flatten(1))
     if norm <= 1e-2:
         assert float((raw / true - 1)[pairs].abs().max()) > 0.1  # what storing x itself would do

@@ -68,12 +68,9 @@ def _draw(result: Mapping[str, Any], figure: Any) -> None:
         counts = [row["entries"] for row in own]
         label = f"{noises} noise{'s' if noises > 1 else ''}"
         axes[0].plot(counts, [row["loss"]["value"] for row in own], "o-", label=label)
-        told = [row["faithfulness"] for row in own]
-        axes[1].errorbar(
-            counts, [e["value"] for e in told], bars(told), marker="o", elinewidth=0.6, capsize=2, label=label
-        )
-        told = [row["nearest"] for row in own]
-        axes[3].errorbar(counts, [e["value"] for e in told], bars(told), marker="o", elinewidth=0.6, capsize=2)
+        for axis, measure in ((axes[1], "faithfulness"), (axes[3], "nearest")):
+            told = [row[measure] for row in own]
+            axis.errorbar(counts, [e["value"] for e in told], bars(told), marker="o", elinewidth=0.6, capsize=2)
     counts = sorted({row["entries"] for row in rows})
     rule = result["fit"]
     axes[0].plot(counts, [rule["a"] * count ** -rule["b"]["value"] for count in counts], "k--", label="rule")

@@ -37,10 +37,9 @@ def _plan(results: Results) -> str:
     paper = _jump(results["table1"], PNDM, 10, 40, weights=DEFAULT_WEIGHTS)
     alone, usual = (_labelled(results["table1"], label) for label in ("pndm-20", "pndm-40"))
     whole = _labelled(results["rivals"], recording.solver.label)
-    keys = Recording(recording.solver, PNDM_KEYS.key_steps, PNDM_KEYS.value_steps)
     others = "; ".join(
-        f"after {k} {_two(_jump(results['table1'], keys, k, v, weights=DEFAULT_WEIGHTS))}"
-        for k, v in zip(keys.key_steps, keys.value_steps, strict=True)
+        f"after {k} {_two(_jump(results['table1'], PNDM_KEYS, k, v, weights=DEFAULT_WEIGHTS))}"
+        for k, v in zip(PNDM_KEYS.key_steps, PNDM_KEYS.value_steps, strict=True)
     )
     return (
         f"{ours['calls']:.0f} calls of PNDM instead of {usual['calls']:.0f}: {_two(ours)}, where those have "
